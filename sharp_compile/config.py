@@ -1,0 +1,272 @@
+"""What the user asked for: an options mapping in, a frozen `Config` out.
+
+Everything a user can get wrong in `options={...}` is refused in this file, before any graph is looked at,
+with a `ValueError` that names the option, the value, what is allowed and, for a misspelt name, the nearest
+known one. The rest of the package reads a `Config` and never doubts it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Any, TypeVar, get_origin
+
+import torch
+
+Length = TypeVar("Length", int, torch.SymInt)
+"""A count of tokens: a number, or a symbol under dynamic shapes."""
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "retention": 0.10,
+        "layer": 1,
+        "stages": None,
+        "selector": "sharp",
+        "segment": None,
+        "debias": "rotary",
+        "dedup": None,
+        "seed": 0,
+        "inner": "inductor",
+        "inductor": MappingProxyType({}),
+        "on_skip": "warn",
+    }
+)
+"""Every option there is, with the value it has when it isn't given."""
+
+SELECTORS = ("sharp", "fastv", "uniform", "random", "diversity")
+"""The selection rules that have a name."""
+
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"segment": (), "debias": ("rotary",), "dedup": ()})
+"""The three parts of ShaRP, each with the forms that this version knows beside `None` (off)."""
+
+ON_SKIP = ("warn", "raise", "silent")
+"""What can be done about a graph that has visual tokens and can't be pruned."""
+
+MILLION = 10**6
+A_LAYER = "an integer, 0 or more"
+A_RETENTION = "a number above 0 and at most 1, to six decimals"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One place where the sequence gets shorter: after `layer`, to the share `numerator / denominator`.
+
+    The share is one of the *original* visual tokens, at every cut. It is a reduced fraction, so that the
+    number of kept tokens is integer arithmetic, which symbols can do too, and exact: `0.07 * 100` is above 7.
+    """
+
+    layer: int
+    numerator: int
+    denominator: int
+
+    def kept(self, visual: Length) -> Length:
+        """Return how many of `visual` tokens are kept: `ceil(share * visual)`.
+
+        Args:
+            visual: An `int`, a `torch.SymInt` or a `sympy` expression.
+
+        Returns:
+            The same kind of number. Nothing is compared on the way, so a symbol gets no guard.
+        """
+        return (visual * self.numerator + self.denominator - 1) // self.denominator
+
+
+@dataclass(frozen=True)
+class Config:
+    """The validated options of one `sharp` backend; make one with `Config.parse`.
+
+    `retention`, `layer` and `stages` have become `cuts`, which is never empty. `segment`, `debias` and
+    `dedup` are `None` unless the selector is `"sharp"`. `inductor` holds its patches as sorted pairs.
+    """
+
+    cuts: tuple[Cut, ...]
+    selector: str | Callable[[Any], torch.Tensor]
+    segment: str | None
+    debias: str | None
+    dedup: str | None
+    seed: int
+    inner: str | Callable[..., Any]
+    inductor: tuple[tuple[str, Any], ...]
+    on_skip: str
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None = None) -> Config:
+        """Check the user's options and fill in the defaults.
+
+        Args:
+            options: What was given as `torch.compile(..., options=options)`; `None` is the same as `{}`.
+
+        Returns:
+            The configuration; changing `options` later on doesn't change it.
+
+        Raises:
+            ValueError: An option's name is unknown, its value is bad, or two options contradict each other.
+        """
+        given = dict(options or {})
+        for name, value in given.items():
+            if name not in DEFAULTS:
+                known = f"no such option, there are {', '.join(DEFAULTS)}{_nearest(name, DEFAULTS)}"
+                raise _refusal(name, value, known)
+        values = {**DEFAULTS, **given}
+        selector = _selector(values["selector"])
+        inner = _inner(values["inner"])
+        return cls(
+            cuts=_cuts(values, given),
+            selector=selector,
+            segment=_part("segment", given, selector),
+            debias=_part("debias", given, selector),
+            dedup=_part("dedup", given, selector),
+            seed=_seed(values["seed"]),
+            inner=inner,
+            inductor=_inductor(values["inductor"], inner),
+            on_skip=_on_skip(values["on_skip"]),
+        )
+
+
+def _refusal(name: str, value: object, reason: str) -> ValueError:
+    """Return the error that refuses `value` for option `name`."""
+    return ValueError(f"option {name}={value!r}: {reason}")
+
+
+def _nearest(misspelt: object, known: Iterable[str]) -> str:
+    """Return a hint to end an error with: which `known` name comes nearest; "" where nothing was misspelt."""
+    if not isinstance(misspelt, str):
+        return ""
+    # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
+    names = difflib.get_close_matches(misspelt.lower(), known, n=1, cutoff=0.0)
+    return "".join(f"; the nearest known name is {name!r}" for name in names)
+
+
+def _natural(value: object) -> int | None:
+    """Return `value` as an `int` if it is an integer of any type, 0 or more, else `None`."""
+    # bool is registered as an integer, but True is no layer and no seed.
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
+        return int(value)
+    return None
+
+
+def _share(value: object) -> Fraction | None:
+    """Return `value` to six decimals if it is a real number in (0, 1] that stays above 0, else `None`."""
+    # Compared before float(), which an integer may be too large for. NaN is not <= 1, nor is it <= 0.
+    if isinstance(value, Real) and not isinstance(value, bool) and value <= 1 and not value <= 0:
+        return Fraction(round(Fraction(float(value)) * MILLION), MILLION) or None
+    return None
+
+
+def _cuts(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Cut, ...]:
+    """Return the cuts that `stages` asks for, or the one of `layer` and `retention`."""
+    if values["stages"] is not None:
+        for name in ("retention", "layer"):
+            if name in given:
+                raise _refusal(name, given[name], "give it or stages, not both")
+        return _stages(values["stages"])
+    layer, share = _natural(values["layer"]), _share(values["retention"])
+    if layer is None:
+        raise _refusal("layer", values["layer"], f"must be {A_LAYER}")
+    if share is None:
+        raise _refusal("retention", values["retention"], f"must be {A_RETENTION}")
+    return (Cut(layer, share.numerator, share.denominator),)
+
+
+def _stages(value: object) -> tuple[Cut, ...]:
+    """Return one cut for each (layer, retention) pair."""
+    refusal = _refusal(
+        "stages",
+        value,
+        "must be None or a sequence of one or more pairs (layer, retention), the layers ascending and the"
+        f" retentions descending; a layer is {A_LAYER}; a retention is {A_RETENTION}",
+    )
+    if not isinstance(value, Sequence) or len(value) == 0:
+        raise refusal
+    stages: list[tuple[int, Fraction]] = []
+    for pair in value:
+        match pair:
+            case [first, second] if (layer := _natural(first)) is not None and (share := _share(second)):
+                stages.append((layer, share))
+            case _:
+                raise refusal
+    if any(before[0] >= after[0] or before[1] <= after[1] for before, after in pairwise(stages)):
+        raise refusal
+    return tuple(Cut(layer, share.numerator, share.denominator) for layer, share in stages)
+
+
+def _selector(value: Any) -> str | Callable[[Any], torch.Tensor]:
+    """Return the name of a rule, or the user's own scoring function."""
+    if callable(value) or (isinstance(value, str) and value in SELECTORS):
+        return value
+    allowed = f"must be a function score(ctx) or one of {', '.join(SELECTORS)}"
+    raise _refusal("selector", value, allowed + _nearest(value, SELECTORS))
+
+
+def _part(name: str, given: Mapping[str, Any], selector: object) -> str | None:
+    """Return the form in which a part of ShaRP is on; `None` if it is off or the selector isn't ShaRP."""
+    is_sharp = selector == "sharp"
+    value = given.get(name, DEFAULTS[name] if is_sharp else None)
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in PARTS[name]:
+        allowed = " or ".join(repr(form) for form in (*PARTS[name], None))
+        raise _refusal(name, value, f"this version has only {allowed}{_nearest(value, PARTS[name])}")
+    if not is_sharp:
+        raise _refusal(name, value, f"must be None with selector={selector!r}, it is a part of 'sharp'")
+    return value
+
+
+def _seed(value: object) -> int:
+    """Return the seed, which has to fit into 64 bits with a sign."""
+    seed = _natural(value)
+    if seed is None or seed >= 2**63:
+        raise _refusal("seed", value, "must be an integer, 0 or more and below 2**63")
+    return seed
+
+
+def _inner(value: Any) -> str | Callable[..., Any]:
+    """Return the backend that compiles the rewritten graph: a name that Dynamo knows, or a function."""
+    if callable(value):
+        return value
+    # Imported here because it loads all of Dynamo, which `import sharp_compile` alone has no use for.
+    from torch._dynamo.backends.registry import list_backends
+
+    # "sharp" would be handed its own result for ever.
+    known = [name for name in list_backends(exclude_tags=()) if name != "sharp"]
+    if isinstance(value, str) and value in known:
+        return value
+    allowed = f"must be a function (gm, example_inputs) or a backend other than 'sharp': {', '.join(known)}"
+    raise _refusal("inner", value, allowed + _nearest(value, known))
+
+
+def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
+    """Return the config patches under Inductor's own names, checked as `torch.compile` checks its options."""
+    if not isinstance(value, Mapping):
+        raise _refusal("inductor", value, "must be a mapping of names in torch._inductor.config to values")
+    if not value:
+        return ()
+    if inner != "inductor":
+        raise _refusal("inductor", value, f"must be empty with inner={inner!r}, which doesn't read it")
+    from torch._inductor import config
+
+    current = config.get_config_copy()
+    patches: dict[str, Any] = {}
+    for name, patch in value.items():
+        attribute = str(name).replace("-", "_")
+        if attribute not in current:
+            allowed = f"the name must be one in torch._inductor.config{_nearest(name, current)}"
+            raise _refusal(f"inductor[{name!r}]", patch, allowed)
+        expected = config.get_type(attribute)  # type: ignore[attr-defined]  # config modules gain it at run time
+        # As in torch, generic and union types aren't asked; nor are annotations that are still text.
+        if get_origin(expected) is None and isinstance(expected, type) and not isinstance(patch, expected):
+            raise _refusal(f"inductor[{name!r}]", patch, f"must be of type {expected.__name__}")
+        patches[attribute] = patch
+    return tuple(sorted(patches.items()))
+
+
+def _on_skip(value: object) -> str:
+    """Return what to do about a graph that can't be pruned."""
+    if isinstance(value, str) and value in ON_SKIP:
+        return value
+    raise _refusal("on_skip", value, f"must be one of {', '.join(ON_SKIP)}{_nearest(value, ON_SKIP)}")

@@ -1,0 +1,28 @@
+"""What the README says that code or CI says as well: the two must not drift apart."""
+
+import ast
+import re
+from pathlib import Path
+
+from sharp_compile.config import DEFAULTS
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands(path):
+    """The lines of a file that begin with making a virtual environment, in order."""
+    lines = (line.strip() for line in (ROOT / path).read_text().splitlines())
+    return [line for line in lines if line.startswith("python3.11 -m venv")]
+
+
+def test_ci_runs_the_two_commands_of_the_readme_to_the_letter():
+    demo, tests = commands("README.md")
+    assert demo.endswith("sharp-compile demo")
+    assert tests.endswith("pytest -n 2")
+    assert commands(".ci/run") == [demo, tests]
+
+
+def test_the_options_table_has_every_option_with_its_default():
+    section = (ROOT / "README.md").read_text().split("\n## Options\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
+    assert {name: ast.literal_eval(default) for name, default in rows} == DEFAULTS
