@@ -1,0 +1,104 @@
+"""Writes plain PyTorch functions into a graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+from .nodes import example, example_tensor, fake_mode
+
+
+class Emitter:
+    """Adds what a function computes to a graph.
+
+    With ``trace`` the function is traced into ATen operators, on the example values of the graph's nodes:
+    operators are what caches and Inductor know best. Without, the graph gets a call of the function itself:
+    for a graph that Dynamo will trace once more, when sizes are known that the graph does not show.
+    """
+
+    def __init__(self, module: GraphModule, trace: bool) -> None:
+        self.module, self.graph, self.trace = module, module.graph, trace
+
+    @contextmanager
+    def before(self, node: Node) -> Iterator[None]:
+        """Where to add: in front of `node`."""
+        with self.graph.inserting_before(node):
+            yield
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, results: int = 1) -> Any:
+        """Adds ``function(*arguments)``.
+
+        Args:
+            function: returns a tensor, or a tuple of tensors.
+            arguments: nodes, or values that are handed over as they are.
+            results: the length of the tuple; 1 for a tensor.
+
+        Returns:
+            The node of the result, or a tuple of nodes.
+        """
+        if not self.trace:
+            call = self.graph.call_function(function, arguments)
+            if results == 1:
+                return call
+            return tuple(self.graph.call_function(operator.getitem, (call, place)) for place in range(results))
+        nodes = [argument for argument in arguments if isinstance(argument, Node)]
+
+        def of_nodes(*values: Any) -> Any:
+            remaining = iter(values)
+            return function(*(next(remaining) if isinstance(argument, Node) else argument for argument in arguments))
+
+        values = [example(node) for node in nodes]
+        with fake_mode(values):
+            traced = make_fx(of_nodes)(*values)
+        inlined = self._inline(traced, nodes)
+        return inlined[0] if results == 1 else inlined
+
+    def size(self, node: Node, axis: int) -> int | Node:
+        """The size of a tensor: a number if it is static, else a node."""
+        value = example_tensor(node)
+        size = None if value is None else value.shape[axis]
+        if isinstance(size, int):
+            return size
+        return self._remember(self.graph.call_method("size", (node, axis)), size)
+
+    def arithmetic(self, function: Callable[[Any, Any], Any], left: int | Node, right: int | Node) -> int | Node:
+        """``function(left, right)`` of two lengths: a number if both are, else a node."""
+        if isinstance(left, int) and isinstance(right, int):
+            return function(left, right)
+        known = example(left) is not None and example(right) is not None
+        value = function(example(left), example(right)) if known else None
+        return self._remember(self.graph.call_function(function, (left, right)), value)
+
+    @staticmethod
+    def _remember(node: Node, value: Any) -> Node:
+        if value is not None:
+            node.meta["example_value"] = value
+        return node
+
+    def _inline(self, traced: GraphModule, arguments: Sequence[Node]) -> tuple[Node, ...]:
+        copies: dict[Node, Any] = {}
+        remaining = iter(arguments)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                copies[node] = next(remaining)
+            elif node.op == "output":
+                return tuple(copies[result] for result in tree_leaves(node.args[0]))
+            else:
+                copies[node] = self._remember(self.graph.node_copy(node, copies.__getitem__), node.meta.get("val"))
+                if node.op == "get_attr":
+                    copies[node].target = self._own(traced, node)
+        raise AssertionError("a graph ends with its output")
+
+    def _own(self, traced: GraphModule, node: Node) -> str:
+        """Takes over a constant of a traced function, under a name that the module does not have."""
+        place = 0
+        while hasattr(self.module, name := f"_constant_{place}"):
+            place += 1
+        self.module.register_buffer(name, getattr(traced, str(node.target)), persistent=False)
+        return name

@@ -1,0 +1,8 @@
+"""The one exception of the passes."""
+
+
+class CannotPrune(Exception):
+    """A graph has visual tokens but can't be proven safe to shorten; it then runs unpruned.
+
+    The message is a reason that a person can act on: what was found, and what to change.
+    """

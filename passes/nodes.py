@@ -1,0 +1,75 @@
+"""What the passes ask of single FX nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Node
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
+
+
+def example(argument: Any) -> Any:
+    """The value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
+    return argument.meta.get("example_value") if isinstance(argument, Node) else argument
+
+
+def example_tensor(argument: Any) -> Tensor | None:
+    """The tensor that Dynamo traced a node with; None for all that is no tensor."""
+    value = example(argument)
+    return value if isinstance(argument, Node) and isinstance(value, Tensor) else None
+
+
+def fake_mode(values: Any) -> FakeTensorMode:
+    """The mode of the example tensors among `values`.
+
+    Dynamo's tensors of one graph share one, but it need not be the mode of its tracing context, which
+    `detect_fake_mode` would give.
+    """
+    return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
+
+
+def is_hidden_states(node: Node) -> bool:
+    """Whether a node may hold hidden states: ``[B, S, C]`` of a float type."""
+    value = example_tensor(node)
+    return value is not None and value.ndim == 3 and value.is_floating_point()
+
+
+def arguments(node: Node) -> tuple[Any, ...]:
+    """The positional arguments of a node, for those who know what they are."""
+    return node.args
+
+
+def leaves_of(node: Node) -> list[Any]:
+    """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
+    leaves: list[Any] = []
+
+    def collect(leaf: Any) -> Any:
+        leaves.append(leaf)
+        return leaf
+
+    map_aggregate((node.args, node.kwargs), collect)
+    return leaves
+
+
+def with_leaves(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `node` with other leaves, in the order of `leaves_of`."""
+    iterator = iter(leaves)
+    args, kwargs = map_aggregate((node.args, node.kwargs), lambda _: next(iterator))
+    return args, kwargs
+
+
+def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs what `node` calls on other arguments.
+
+    Raises:
+        NotImplementedError: for a node that is neither a function nor a method.
+    """
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    raise NotImplementedError(f"a node of kind {node.op} can't be run")

@@ -1,0 +1,167 @@
+"""The way of a graph: find, prove, then rewrite.
+
+Everything that can decline comes first and only reads; the rewriting behind it does what was planned.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from ..config import Config, Cut
+from ..selectors import score_function
+from .attention import Attention, find_attention
+from .decoder import Decoder, check_whole, find_decoder
+from .emit import Emitter
+from .errors import CannotPrune
+from .injection import Injection
+from .nodes import arguments, example, example_tensor
+from .probe import probe
+from .rotation import find_rotation
+from .select import Tokens, emit_selection, padding_mask, visual_mask
+from .shrink import Shrinker
+from .sizes import expression
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was done to a graph, whose module now returns two tensors more than before, at the end.
+
+    These are the kept positions ``[B, S']`` int64, and the number of text tokens of each row, ``[B]`` int64.
+    ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones.
+    """
+
+    num_layers: int
+    lengths: dict[str, int | Node]
+
+
+def copy_of(module: GraphModule) -> GraphModule:
+    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    copy = GraphModule(module, graph)
+    copy.meta = dict(module.meta)
+    return copy
+
+
+def prune(
+    module: GraphModule, injection: Injection, config: Config, ended: Any = None, trace: bool = True
+) -> Pruned | None:
+    """Shortens the decoder that reads the injected features.
+
+    Args:
+        module: a copy of Dynamo's; it is rewritten in place, unless the result is None or an error is raised.
+        injection: where the visual features are.
+        config: where to cut, to what share, by which rule.
+        ended: why Dynamo ended the graph where it did (`GraphCompileReason`), None if that is not known.
+        trace: False where Dynamo will trace the result again, see `passes.emit.Emitter`.
+
+    Returns:
+        What was done; None where no decoder of this graph reads the features.
+
+    Raises:
+        CannotPrune: where there is one, and it can't be proven right to shorten it.
+    """
+    decoder = find_decoder(module.graph, injection.embeddings)
+    if decoder is None:
+        return None
+    check_whole(decoder, ended)
+    for cut in config.cuts:
+        _check_layer(decoder, cut)
+    length = example(injection.embeddings).shape[1]
+    is_padding = padding_mask(decoder.layers[config.cuts[0].layer], length)
+    cuts = [decoder.hidden[cut.layer + 1] for cut in config.cuts]
+    rotations = [find_rotation(decoder, cut.layer) for cut in config.cuts]
+    plans = probe(module.graph, injection.embeddings, cuts)
+    # From here on nothing declines.
+    emit = Emitter(module, trace)
+    shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
+    score = score_function(config)
+    with emit.before(shrinker.first_reader()):
+        sequence = emit.size(injection.embeddings, 1)
+        visual = _visual_tokens(emit, injection)
+        is_visual = emit(visual_mask, *injection.masks)
+        masks = [mask for mask in [decoder.layers[config.cuts[0].layer].mask] if mask is not None]
+        tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks))
+        text = emit(_count_text, tokens.is_visual, tokens.is_padding)
+    for stage, (cut, rotation) in enumerate(zip(config.cuts, rotations, strict=True)):
+        with emit.before(shrinker.first_reader()):
+            kept = _kept(emit, cut, visual)
+            pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
+            attention = _as_rewritten(module.graph, decoder.layers[cut.layer])
+            hidden = shrinker.read(decoder.hidden[cut.layer], stage)
+            positions, tokens = emit_selection(emit, attention, hidden, rotation, tokens, score, pruned)
+        shrinker.enter(positions, pruned)
+    _return_also(module.graph, shrinker.stages[-1].original, text)
+    module.graph.lint()
+    module.recompile()
+    lengths = {
+        "sequence_length": sequence,
+        "visual_tokens": visual,
+        "kept_tokens": kept,
+        "pruned_length": pruned,
+    }
+    return Pruned(len(decoder.layers), lengths)
+
+
+def _check_layer(decoder: Decoder, cut: Cut) -> None:
+    if cut.layer + 1 >= len(decoder.layers):
+        raise CannotPrune(
+            f"layer={cut.layer} leaves no later layer to shorten: this graph has {len(decoder.layers)} decoder "
+            "layers with attention; choose a lower layer"
+        )
+    attention = decoder.layers[cut.layer]
+    query, key = example_tensor(attention.query), example_tensor(attention.key)
+    if query is None or key is None or query.ndim != 4 or key.ndim != 4:
+        raise CannotPrune(f"the queries and keys of layer {cut.layer} are not [B, H, S, D]")
+    if expression(key.shape[2]) != expression(query.shape[2]):
+        raise CannotPrune(
+            f"layer {cut.layer} attends to {key.shape[2]} keys from {query.shape[2]} positions: a cache that is "
+            "preallocated (static) or holds tokens already; use the default dynamic cache, or start with an empty one"
+        )
+
+
+def injected_elements(emit: Emitter, injection: Injection) -> int | Node:
+    """How many elements the injected features of all rows have, as a number or a node."""
+    total: int | Node = 0
+    for features in injection.features:
+        elements: int | Node = 1
+        value = example_tensor(features)
+        # Features that another graph injected are an input without an example: as many elements, in one axis.
+        for axis in range(1 if value is None else value.ndim):
+            elements = emit.arithmetic(operator.mul, elements, emit.size(features, axis))
+        total = emit.arithmetic(operator.add, total, elements)
+    return total
+
+
+def _visual_tokens(emit: Emitter, injection: Injection) -> int | Node:
+    """Visual tokens of a row: the elements of the features over the channels of a token, and over the rows."""
+    rows, channels = emit.size(injection.embeddings, 0), emit.size(injection.embeddings, 2)
+    return emit.arithmetic(
+        operator.floordiv, injected_elements(emit, injection), emit.arithmetic(operator.mul, rows, channels)
+    )
+
+
+def _kept(emit: Emitter, cut: Cut, visual: int | Node) -> int | Node:
+    """`Cut.kept` of a length that may be a node."""
+    share = emit.arithmetic(operator.mul, visual, cut.numerator)
+    share = emit.arithmetic(operator.add, share, cut.denominator - 1)
+    return emit.arithmetic(operator.floordiv, share, cut.denominator)
+
+
+def _count_text(is_visual: Tensor, is_padding: Tensor) -> Tensor:
+    return (~is_visual & ~is_padding).sum(1)
+
+
+def _as_rewritten(graph: Graph, attention: Attention) -> Attention:
+    """An attention with the arguments that its nodes have now."""
+    return next(found for found in find_attention(graph) if found.output is attention.output)
+
+
+def _return_also(graph: Graph, *nodes: Node) -> None:
+    output = graph.output_node()
+    output.args = ((*arguments(output)[0], *nodes),)

@@ -1,0 +1,341 @@
+"""Proves what it takes to run the nodes behind a cut on fewer tokens.
+
+Every node that computes with data from behind the cut is run on fake tensors whose token axes have a
+length that occurs nowhere else in the graph: a prime. (The batch axis gets another one, unless the batch
+has one row.) A node that was traced for the full length then fails, or gives a shape that does not
+correspond to the traced one, until it is repaired:
+
+* an integer in its arguments that means the full length becomes the new length;
+* a *side* tensor, which was computed apart from the hidden states at the full length (rotary tables, masks,
+  position ids), is gathered at the kept positions along the axes that make the node valid.
+
+A coincidence of sizes can't validate a repair, since nothing else has the prime's length. Exactly one
+minimal set of repairs must be valid, and `passes.token_rules` must know every operator inside: else the
+pass declines. Nothing here touches Dynamo's `ShapeEnv`; all sizes are plain integers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import SymInt, Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
+
+from .attention import is_sdpa, sdpa_arguments
+from .errors import CannotPrune
+from .nodes import example, leaves_of, run, with_leaves
+from .sizes import expression, hint
+from .token_rules import Marks, Refused, TokenRules
+
+_MOST_TRIALS = 4096
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A side tensor is read at the kept positions.
+
+    ``stage`` is the number of cuts that the tensor itself is behind, ``axes`` its token axes. ``batch_axis``
+    is the axis of the rows, None with one row; ``batch_is_new`` says that the axis must be put in front of
+    the others. ``merged`` says that the one token axis holds rows and tokens, rows outermost.
+    """
+
+    stage: int
+    axes: tuple[int, ...]
+    batch_axis: int | None = None
+    batch_is_new: bool = False
+    merged: bool = False
+
+
+@dataclass(frozen=True)
+class Length:
+    """An integer that means the full length becomes the new one, times the number of rows if ``rows``."""
+
+    rows: bool = False
+
+
+Repair = Gather | Length | None
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """How a node runs behind ``stage`` cuts: a repair for each leaf of its arguments, None for no change."""
+
+    stage: int
+    repairs: tuple[Repair, ...]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One way to hand over one leaf: the repair, the value to probe with, and whether that is changed."""
+
+    value: Any
+    repair: Repair = None
+    changed: bool = False
+
+
+def probe(graph: Graph, embeddings: Node, cuts: Sequence[Node]) -> dict[Node, NodePlan]:
+    """Plans every node behind the first of `cuts`.
+
+    Args:
+        graph: the graph as Dynamo made it; it is only read.
+        embeddings: the node ``[B, S, C]`` that shows the full length and the number of rows.
+        cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
+
+    Returns:
+        A plan for each node behind the first cut, in the order of the graph.
+
+    Raises:
+        CannotPrune: where a node can't be proven right with fewer tokens.
+    """
+    return _Probe(graph, embeddings, cuts).run()
+
+
+class _Probe:
+    def __init__(self, graph: Graph, embeddings: Node, cuts: Sequence[Node]) -> None:
+        self.graph, self.cuts = graph, cuts
+        self.mode = FakeTensorMode()
+        rows, length, self.channels = example(embeddings).shape
+        self.length, self.rows = expression(length), expression(rows)
+        self.length_hint, self.rows_hint = hint(length), hint(rows)
+        self.marks = _unused_primes(graph, len(cuts), self.length_hint, None if rows == 1 else self.rows_hint)
+        self.stages: dict[Node, int] = {}
+        self.values: dict[Node, Any] = {}
+        self.memo: dict[Any, tuple[tuple[Repair, ...], Any]] = {}
+
+    def run(self) -> dict[Node, NodePlan]:
+        plans: dict[Node, NodePlan] = {}
+        for node in self.graph.nodes:
+            stage = max((self._stage_read(parent) for parent in node.all_input_nodes), default=0)
+            if stage == 0 or node.op == "output":
+                continue
+            self.stages[node] = stage
+            repairs, self.values[node] = self._plan(node, stage)
+            plans[node] = NodePlan(stage, repairs)
+        return plans
+
+    def _stage_read(self, node: Node) -> int:
+        """The number of cuts that what a user reads from `node` is behind; a cut is read behind itself."""
+        return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
+
+    def _plan(self, node: Node, stage: int) -> tuple[tuple[Repair, ...], Any]:
+        choices = [list(self._choices(leaf, stage)) for leaf in leaves_of(node)]
+        # Layers repeat: a node whose arguments look like an earlier one's has its plan.
+        shape = str(with_leaves(node, [None] * len(choices)))
+        key = (node.op, node.target, stage, shape, str(choices), _describe(example(node)))
+        if key not in self.memo:
+            self.memo[key] = self._search(node, choices)
+        return self.memo[key]
+
+    def _search(self, node: Node, choices: list[list[_Choice]]) -> tuple[tuple[Repair, ...], Any]:
+        """The one minimal set of repairs with which `node` runs and gives the shape that it should."""
+        if math.prod(map(len, choices)) > _MOST_TRIALS:
+            raise CannotPrune(f"{_where(node)} has too many arguments that may hold a sequence length")
+        found: list[tuple[frozenset[int], tuple[_Choice, ...], Any]] = []
+        refusal: Exception | None = None
+        for chosen in sorted(itertools.product(*choices), key=lambda chosen: sum(c.changed for c in chosen)):
+            changed = frozenset(i for i, choice in enumerate(chosen) if choice.changed)
+            if any(smaller < changed for smaller, _, _ in found):
+                continue
+            try:
+                found.append((changed, chosen, self._attempt(node, chosen)))
+            except Exception as error:  # whatever a node raises on sizes that do not fit it
+                if refusal is None or isinstance(error, Refused) > isinstance(refusal, Refused):
+                    refusal = error
+        if len(found) != 1:
+            why = str(refusal).split("\n")[0] if not found else "there are several ways in which the sizes fit"
+            raise CannotPrune(f"{_where(node)} can't be proven right with fewer tokens: {why}")
+        _, chosen, result = found[0]
+        return tuple(choice.repair for choice in chosen), result
+
+    def _attempt(self, node: Node, chosen: Sequence[_Choice]) -> Any:
+        """Runs `node`; raises where it fails or gives another shape than it should."""
+        args, kwargs = with_leaves(node, [choice.value for choice in chosen])
+        side = [
+            choice.value
+            for choice, leaf in zip(chosen, leaves_of(node), strict=True)
+            if isinstance(choice.value, Tensor) and (leaf in self.cuts or leaf not in self.stages)
+        ]
+        with torch.no_grad(), self.mode, _quiet():
+            if is_sdpa(node):
+                self._check_sdpa(**sdpa_arguments(args, kwargs))
+                result = run(node, args, kwargs)
+            else:
+                with TokenRules(self.marks, read_only=side):
+                    result = run(node, args, kwargs)
+        self._check_shapes(example(node), result)
+        return result
+
+    def _check_sdpa(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> None:
+        """Fused attention does not check all sizes on fake tensors; this does."""
+        if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+            raise Refused("query, key and value have other lengths or channels")
+        if query.shape[:-3] != key.shape[:-3] or key.shape[:-3] != value.shape[:-3]:
+            raise Refused("query, key and value have other numbers of rows")
+        if is_causal and query.shape[-2] != key.shape[-2]:
+            raise Refused("causal attention has more keys than queries: a cache that holds tokens already")
+        if attn_mask is not None:
+            attn_mask.expand(*query.shape[:-1], key.shape[-2])
+
+    def _check_shapes(self, traced: Any, probed: Any) -> None:
+        """`probed` must be `traced` with the full length and the rows replaced by their primes."""
+        old, new = tree_leaves(traced), tree_leaves(probed)
+        if len(old) != len(new):
+            raise Refused("it returns another number of results")
+        for before, after in zip(old, new, strict=True):
+            if isinstance(before, Tensor):
+                right = before.ndim == after.ndim and before.dtype == after.dtype
+                right = right and all(map(self._corresponds, before.shape, after.shape))
+            else:
+                right = self._corresponds(before, after)
+            if not right:
+                raise Refused(f"its result becomes {_describe(after)}, {_describe(before)} was traced")
+
+    def _corresponds(self, before: Any, after: Any) -> bool:
+        if isinstance(before, int | SymInt):
+            if prime := self.marks.token(after):
+                after = after // prime * self.length_hint
+            if self.marks.batch and after % self.marks.batch == 0:
+                after = after // self.marks.batch * self.rows_hint
+        return bool(hint(before) == after)
+
+    # What a leaf of a node's arguments may be handed over as.
+
+    def _choices(self, leaf: Any, stage: int) -> Iterator[_Choice]:
+        if isinstance(leaf, Node):
+            source = self._stage_read(leaf)
+            value = self._value(leaf, source)
+            yield _Choice(value)
+            if source < stage and isinstance(value, Tensor):
+                yield from self._gathers(leaf, value, source, stage)
+            elif source < stage and isinstance(value, int):
+                yield from self._lengths(expression(example(leaf)), stage)
+        else:
+            yield _Choice(leaf)
+            if isinstance(leaf, int) and not isinstance(leaf, bool):
+                yield from self._lengths(sympy.Integer(leaf), stage)
+
+    def _value(self, node: Node, source: int) -> Any:
+        """What a user of `node` reads, on fake tensors."""
+        traced = example(node)
+        if node in self.cuts:
+            return self._empty((self.marks.batch or 1, self.marks.tokens[source - 1], self.channels), traced)
+        if node in self.stages or not isinstance(traced, Tensor):
+            return self.values[node] if node in self.stages else hint(traced)
+        if node not in self.values:
+            shape, stride = [hint(size) for size in traced.shape], [hint(size) for size in traced.stride()]
+            with self.mode:
+                self.values[node] = torch.empty_strided(shape, stride, dtype=traced.dtype, device=traced.device)
+        return self.values[node]
+
+    def _empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        with self.mode:
+            return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+
+    def _lengths(self, size: sympy.Expr, stage: int) -> Iterator[_Choice]:
+        prime, batch = self.marks.tokens[stage - 1], self.marks.batch
+        if size == self.length:
+            yield _Choice(prime, Length(), True)
+        if batch and size == self.rows:
+            yield _Choice(batch, None, True)
+        if batch and size == self.rows * self.length:
+            yield _Choice(batch * prime, Length(rows=True), True)
+
+    def _gathers(self, node: Node, value: Tensor, source: int, stage: int) -> Iterator[_Choice]:
+        """The ways to read a side tensor at `stage`: each set of its axes that may be tokens, with its rows."""
+        batch, prime, shape = self.marks.batch, self.marks.tokens[stage - 1], list(value.shape)
+        length: Any
+        rows: Any
+        sizes: list[Any]
+        if source:
+            length, rows, sizes = self.marks.tokens[source - 1], batch or 1, shape
+        else:
+            length, rows, sizes = self.length, self.rows, [expression(s) for s in example(node).shape]
+        tokens = [axis for axis, size in enumerate(sizes) if size == length]
+        row_axes = [axis for axis, size in enumerate(sizes) if batch and size == rows]
+        for count in range(len(tokens) + 1):
+            for axes in itertools.combinations(tokens, count):
+                shorter = [prime if axis in axes else size for axis, size in enumerate(shape)]
+                if batch is None:
+                    if axes:
+                        yield _Choice(self._empty(shorter, value), Gather(source, axes), True)
+                    continue
+                ones = [axis for axis, size in enumerate(shape) if size == 1] if axes else []
+                for axis in row_axes + ones:
+                    if axis not in axes:
+                        repair = Gather(source, axes, axis) if axes else None
+                        yield _Choice(self._empty([*shorter[:axis], batch, *shorter[axis + 1 :]], value), repair, True)
+                if axes and not row_axes:
+                    yield _Choice(
+                        self._empty([batch, *shorter], value),
+                        Gather(source, axes, 0, batch_is_new=True),
+                        True,
+                    )
+        if batch:
+            for axis, size in enumerate(sizes):
+                if size == rows * length:
+                    shorter = [*shape[:axis], batch * prime, *shape[axis + 1 :]]
+                    yield _Choice(self._empty(shorter, value), Gather(source, (axis,), axis, merged=True), True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log each operator that fails; failing is how a probe learns."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None) -> Marks:
+    """Primes that divide no size and no integer of `graph`; those for tokens are longer than the sequence."""
+    used: set[int] = set()
+    for node in graph.nodes:
+        for leaf in [*tree_leaves(example(node)), *leaves_of(node)]:
+            sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
+            used.update(abs(hint(size)) for size in sizes if isinstance(size, int | SymInt))
+    used.discard(0)
+
+    def unused_above(number: int) -> int:
+        prime = sympy.nextprime(number)
+        while any(size % prime == 0 for size in used):
+            prime = sympy.nextprime(prime)
+        return prime
+
+    primes = [max(10_000, 2 * length)]
+    for _ in range(stages):
+        primes.append(unused_above(primes[-1]))
+    return Marks(tuple(primes[1:]), None if rows is None else unused_above(max(100, rows)))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{[str(size) for size in value.shape]}"
+    return str(value)
+
+
+def _where(node: Node) -> str:
+    """A node for people: its operator and the line of the model that it came from."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    place = next((line for line in reversed(lines) if line.startswith("File ")), None)
+    return f"{name} ({place})" if place else f"{name}"

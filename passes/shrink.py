@@ -1,0 +1,126 @@
+"""Rewrites the nodes behind each cut for fewer tokens, as `passes.probe` planned it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..kernels.gather import gather_tokens
+from .emit import Emitter
+from .nodes import example, fake_mode, leaves_of, run, with_leaves
+from .probe import Gather, Length, NodePlan, Repair
+
+
+@dataclass
+class Stage:
+    """The tokens behind one cut.
+
+    ``positions`` ``[B, N]`` counts in the tokens of the stage before, ``original`` in those of the full
+    sequence. ``length`` is N, ``hidden`` the hidden states of the cut at these positions.
+    """
+
+    positions: Node
+    original: Node
+    length: int | Node
+    hidden: Node
+    gathered: dict[tuple[Node, Gather], Node] = field(default_factory=dict)
+
+
+class Shrinker:
+    """Rewrites a graph, one stage after the other."""
+
+    def __init__(self, emit: Emitter, plans: dict[Node, NodePlan], embeddings: Node, cuts: Sequence[Node]) -> None:
+        self.emit, self.plans, self.embeddings, self.cuts = emit, plans, embeddings, cuts
+        self.stages: list[Stage] = []
+
+    def first_reader(self) -> Node:
+        """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
+        return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
+
+    def enter(self, positions: Node, length: int | Node) -> None:
+        """Begins the next stage: gathers its hidden states, and rewrites all nodes of it."""
+        before = len(self.stages)
+        with self.emit.before(self.first_reader()):
+            original = self.emit(_compose, self.stages[-1].original, positions) if before else positions
+            hidden = self.emit(gather_tokens, self.read(self.cuts[before], before), positions, 1, 0)
+        self.stages.append(Stage(positions, original, length, hidden))
+        for node, plan in self.plans.items():
+            if plan.stage == before + 1:
+                self._rewrite(node, plan)
+
+    def read(self, node: Node, stage: int) -> Node:
+        """What stands for `node` at `stage`: a cut is read as the hidden states gathered there."""
+        if node in self.cuts and self.cuts.index(node) < stage:
+            return self.stages[self.cuts.index(node)].hidden
+        return node
+
+    def _rewrite(self, node: Node, plan: NodePlan) -> None:
+        with self.emit.before(node):
+            pairs = zip(leaves_of(node), plan.repairs, strict=True)
+            leaves = [self._repaired(leaf, repair, plan.stage) for leaf, repair in pairs]
+        node.args, node.kwargs = with_leaves(node, leaves)
+        if self.emit.trace and plan.stage < len(self.cuts):
+            # The selection of the next stage is traced with what this node holds now.
+            values = [example(leaf) for leaf in leaves]
+            args, kwargs = with_leaves(node, values)
+            with fake_mode(values), torch.no_grad():
+                node.meta["example_value"] = run(node, args, kwargs)
+
+    def _repaired(self, leaf: object, repair: Repair, stage: int) -> object:
+        if isinstance(repair, Length):
+            length = self.stages[stage - 1].length
+            if repair.rows:
+                return self.emit.arithmetic(operator.mul, self.emit.size(self.embeddings, 0), length)
+            return length
+        if not isinstance(leaf, Node):
+            return leaf
+        leaf = self.read(leaf, stage)
+        return leaf if repair is None else self._gathered(leaf, repair, stage)
+
+    def _gathered(self, node: Node, repair: Gather, stage: int) -> Node:
+        """`node` gathered for `stage`; each is made once and shared."""
+        made = self.stages[stage - 1].gathered
+        if (node, repair) not in made:
+            positions = self._positions(repair.stage, stage)
+            if repair.merged:
+                length = self.stages[repair.stage - 1].length if repair.stage else self.emit.size(self.embeddings, 1)
+                made[node, repair] = self.emit(_take_merged, node, positions, repair.axes[0], length)
+            else:
+                how = (repair.axes, repair.batch_axis, repair.batch_is_new)
+                made[node, repair] = self.emit(_take, node, positions, *how)
+        return made[node, repair]
+
+    def _positions(self, source: int, stage: int) -> Node:
+        """The tokens of `stage`, counted in those of stage `source`."""
+        if source == 0:
+            return self.stages[stage - 1].original
+        positions = self.stages[source].positions
+        for later in self.stages[source + 1 : stage]:
+            positions = self.emit(_compose, positions, later.positions)
+        return positions
+
+
+def _compose(first: Tensor, then: Tensor) -> Tensor:
+    """Positions ``[B, N]`` in the tokens that ``first`` ``[B, M]`` kept, as positions in what it kept them of."""
+    return first.gather(1, then)
+
+
+def _take(
+    value: Tensor, positions: Tensor, axes: tuple[int, ...], batch_axis: int | None, batch_is_new: bool
+) -> Tensor:
+    """``value`` at the kept positions of each row, along all of its token axes."""
+    if batch_is_new:
+        value, axes = value.unsqueeze(0), tuple(axis + 1 for axis in axes)
+    for axis in axes:
+        value = gather_tokens(value, positions, axis, batch_axis)
+    return value
+
+
+def _take_merged(value: Tensor, positions: Tensor, axis: int, length: int) -> Tensor:
+    """The same for an axis that holds ``length`` tokens of one row after the other."""
+    return gather_tokens(value.unflatten(axis, (-1, length)), positions, axis + 1, axis).flatten(axis, axis + 1)

@@ -1,0 +1,212 @@
+"""Which ATen operators may see a tensor that holds tokens, and how.
+
+The shrink pass changes how many tokens a tensor holds. That is right for operators that treat tokens one
+by one (element-wise, norms and products over channels) or that mix them in the way of attention (a softmax
+or a contraction over tokens). It is wrong for operators that address tokens by position: an index, a
+partial slice, a write into a buffer. So operators are allowed by name, and an unknown one is declined.
+
+Tokens are recognised by size. The pass runs a node on fake tensors whose token axes have a prime length
+that occurs nowhere else in the graph, and likewise the batch axis: see `passes.probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+
+class Refused(Exception):
+    """An operator was applied to tokens in a way that is not known to stay right with fewer of them."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The prime lengths that mark the axes: one for tokens at each stage of pruning, one for the batch.
+
+    ``batch`` is None where the batch has one row.
+    """
+
+    tokens: tuple[int, ...]
+    batch: int | None
+
+    def token(self, size: int) -> int | None:
+        """The token length that divides `size`, or None."""
+        return next((prime for prime in self.tokens if size % prime == 0), None)
+
+    def layout(self, shape: Iterable[int]) -> list[tuple[int, int]]:
+        """Where tokens and rows lie in memory order: sorted pairs of (prime, stride in elements).
+
+        In an axis that merges several, rows are outermost and tokens innermost.
+        """
+        found: list[tuple[int, int]] = []
+        stride = 1
+        for size in reversed(tuple(shape)):
+            if prime := self.token(size):
+                found.append((prime, stride))
+            stride *= size
+            if self.batch and size % self.batch == 0:
+                found.append((self.batch, stride // self.batch))
+        return sorted(found)
+
+
+class TokenRules(TorchDispatchMode):
+    """Runs operators, and raises `Refused` for one that must not see tokens the way it does."""
+
+    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = ()) -> None:
+        """Takes the lengths that mark axes, and the tensors that no operator may write into."""
+        super().__init__()
+        self.marks = marks
+        self.read_only = {tensor.untyped_storage()._cdata for tensor in read_only}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Checks one operator, then runs it."""
+        kwargs = kwargs or {}
+        named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for argument in func._schema.arguments:
+            written = named.get(argument.name)
+            if not argument.is_write or not isinstance(written, Tensor):
+                continue
+            if written.untyped_storage()._cdata in self.read_only:
+                raise Refused(
+                    f"{func} writes into a tensor that was made before the cut, such as a preallocated (static) "
+                    "cache; use the default dynamic cache"
+                )
+        result = func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(self._token_axes(each) for each in tensors):
+            self._rule(func)(self, func, named, result)
+        return result
+
+    def _token_axes(self, value: Tensor) -> list[int]:
+        return [axis for axis, size in enumerate(value.shape) if self.marks.token(size)]
+
+    def _rule(self, func: Any) -> Callable[..., None]:
+        rule = _RULES.get(func.overloadpacket)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = TokenRules.allowed
+        if rule is None:
+            raise Refused(f"{func} is not known to be right for fewer tokens")
+        return rule
+
+    # The rules. Each takes the operator, its arguments by name, and its result on fake tensors.
+
+    def allowed(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """Each token for itself, or tokens mixed as attention does."""
+
+    def reshape(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
+        """Tokens and rows must stay where they are in memory order."""
+        before, after = self.marks.layout(given["self"].shape), self.marks.layout(result.shape)
+        if before != after:
+            raise Refused(f"{func} from {list(given['self'].shape)} to {list(result.shape)} takes tokens apart")
+
+    def over_dims(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """A reduction or ordering, which must not run over tokens."""
+        value = given["self"]
+        dims = given.get("dim", -1 if func.overloadpacket in _LAST_BY_DEFAULT else None)
+        dims = range(value.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        if {dim % value.ndim for dim in dims} & set(self._token_axes(value)):
+            raise Refused(f"{func} runs over tokens")
+
+    def take(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
+        """One position or a range of an axis: of tokens, only all of them or the last ones."""
+        value, dim = given["self"], given.get("dim", 0)
+        if dim % value.ndim not in self._token_axes(value):
+            return
+        size = value.shape[dim]
+        if func.overloadpacket is aten.select:
+            position = given["index"]
+            if position == -1:
+                return
+            raise Refused(f"{func} takes the token at position {position}")
+        start, end, step = given.get("start") or 0, given.get("end"), given.get("step", 1)
+        to_the_end = end is None or end == size or end > 2**62
+        if not to_the_end or step != 1 or start > 0:
+            raise Refused(f"{func} takes the tokens from {start} to {end}")
+
+    def split(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """Parts of an axis other than that of the tokens."""
+        value = given["self"]
+        if given.get("dim", 0) % value.ndim in self._token_axes(value):
+            raise Refused(f"{func} splits the sequence")
+
+    def join(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
+        """Tensors side by side along an axis other than that of the tokens; empty ones do not count."""
+        parts = [part for part in given["tensors"] if part.numel()]
+        dim = given.get("dim", 0)
+        if len(parts) > 1 and any(dim % part.ndim in self._token_axes(part) for part in parts):
+            raise Refused(f"{func} appends tokens to others, such as those that a cache holds already")
+
+    def norm(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """A norm over the last axes, which must not be those of tokens."""
+        value = given["input"]
+        if any(self.marks.token(size) for size in value.shape[value.ndim - len(given["normalized_shape"]) :]):
+            raise Refused(f"{func} runs over tokens")
+
+    def pad(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
+        """Padding of other axes."""
+        before, after = given["self"].shape, result.shape
+        if any(self.marks.token(old) and old != new for old, new in zip(before, after, strict=True)):
+            raise Refused(f"{func} pads the sequence")
+
+
+_LAST_BY_DEFAULT = {aten.topk, aten.sort}
+_RULES: dict[Any, Callable[..., None]] = {
+    operator: rule
+    for rule, operators in {
+        TokenRules.allowed: (
+            *(torch.ops.prim.device, torch.ops.prim.layout),
+            *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.lift_fresh, aten.lift_fresh_copy),
+            *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.copy_),
+            *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul),
+            *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.native_dropout, aten.dropout),
+            *(
+                aten.zeros_like,
+                aten.ones_like,
+                aten.full_like,
+                aten.empty_like,
+                aten.rand_like,
+                aten.bernoulli_,
+            ),
+            *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
+            *(aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention),
+            *(aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention),
+            *(aten._scaled_dot_product_fused_attention_overrideable, aten._scaled_dot_product_attention_math),
+        ),
+        TokenRules.reshape: (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias),
+        TokenRules.over_dims: (
+            *(
+                aten.mean,
+                aten.sum,
+                aten.prod,
+                aten.amax,
+                aten.amin,
+                aten.max,
+                aten.min,
+                aten.argmax,
+                aten.argmin,
+            ),
+            *(aten.var, aten.std, aten.var_mean, aten.linalg_vector_norm, aten.logsumexp, aten.any, aten.all),
+            *(aten.topk, aten.sort, aten.cumsum, aten.glu),
+        ),
+        TokenRules.take: (aten.select, aten.slice),
+        TokenRules.split: (aten.split, aten.split_with_sizes, aten.unbind, aten.chunk),
+        TokenRules.join: (aten.cat,),
+        TokenRules.norm: (aten.native_layer_norm, aten._fused_rms_norm, aten.rms_norm),
+        TokenRules.pad: (aten.constant_pad_nd,),
+    }.items()
+    for operator in operators
+}

@@ -1,0 +1,49 @@
+"""A backend for `torch.compile` that makes video language models faster by dropping visual tokens.
+
+    model.compile(backend="sharp", options={"retention": 0.10})
+
+`sharp_compile.backend` is where a graph comes in; see the README for its way from there.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from .config import Config
+from .explain import Explanation, explain
+from .passes.errors import CannotPrune
+from .report import GraphReport, reports, reset
+from .selectors import Context
+
+__all__ = [
+    "CannotPrune",
+    "Context",
+    "Explanation",
+    "GraphReport",
+    "compile",
+    "explain",
+    "reports",
+    "reset",
+]
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def compile(model: Model, **options: object) -> Model:
+    """Compiles `model` in place; `generate` is compiled too.
+
+    Args:
+        model: a module.
+        options: those of the backend, by keyword.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: for a bad option, before anything is compiled.
+    """
+    Config.parse(options)
+    model.compile(backend="sharp", options=options)
+    return model

@@ -1,0 +1,15 @@
+"""DivPrune (arXiv 2503.02175)."""
+
+from torch import Tensor
+
+from ..kernels.farthest import farthest_first
+from .context import Context
+
+
+def diversity(ctx: Context) -> Tensor:
+    """Greedy max-min cosine distance over the hidden states of the visual tokens.
+
+    Returns:
+        ``[B, S]`` float32: the earlier chosen, the higher.
+    """
+    return farthest_first(ctx.hidden, ctx.is_visual, ctx.budget)

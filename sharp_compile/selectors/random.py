@@ -1,0 +1,33 @@
+"""Visual tokens by lot."""
+
+import torch
+from torch import Tensor
+
+from .context import Context
+
+_MASK = 2**31 - 1
+
+
+def random(ctx: Context, seed: int) -> Tensor:
+    """Scores that depend on the seed, the row and the position only.
+
+    They come from integer arithmetic, not from PyTorch's generator: a graph gives the same tokens in every
+    run, on every device, under every inner backend, and leaves the generator's state alone.
+
+    Returns:
+        ``[B, S]`` float32 in [0, 1).
+    """
+    rows, length = ctx.is_visual.shape
+    device = ctx.is_visual.device
+    row = torch.arange(rows, device=device)[:, None]
+    position = torch.arange(length, device=device)
+    mixed = _mix(_mix(_mix(_mix(position) + row) + (seed & _MASK)) + (seed >> 31))
+    return (mixed >> 7).to(torch.float32) / 2**24
+
+
+def _mix(value: Tensor) -> Tensor:
+    """Mixes the low 31 bits of int64 numbers: a multiply-xorshift hash whose products stay below 2**62."""
+    value = value & _MASK
+    for factor in (0x45D9F3B, 0x119DE1F3):
+        value = ((value ^ (value >> 16)) * factor) & _MASK
+    return value ^ (value >> 15)
