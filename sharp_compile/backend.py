@@ -1,0 +1,280 @@
+"""The Dynamo backend: options in, a compiled graph out.
+
+    Dynamo's graph -> find the injection -> prune a copy (`passes.pipeline`) -> the inner backend
+
+A graph without visual tokens goes to the inner backend untouched. One that only injects them tells the
+graphs behind it where they are, and one that reads embeddings from such a graph is pruned at run time
+(`LinkedGraph`). What became of each graph is in its `GraphReport`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import ShortenTraceback
+from torch.fx import GraphModule, Node
+
+from . import report
+from .config import Config
+from .integrations import transformers
+from .link import Link, Links, carrier
+from .passes.emit import Emitter
+from .passes.errors import CannotPrune
+from .passes.injection import Injection, find_injection
+from .passes.nodes import arguments, example, is_hidden_states
+from .passes.pipeline import copy_of, injected_elements, prune
+from .passes.select import visual_mask
+from .report import GraphReport
+
+Compiled = Callable[..., Any]
+
+log = logging.getLogger("sharp_compile")
+links = Links()
+
+# The attention functions have to be in place before Dynamo traces through them. It looks this module up when
+# `torch.compile` is called, with the model there and so transformers loaded.
+transformers.install()
+
+
+def sharp(
+    module: GraphModule,
+    inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Compiled:
+    """Compiles one graph of Dynamo: the function behind ``torch.compile(model, backend="sharp")``.
+
+    Args:
+        module: the graph.
+        inputs: what it is about to be called with.
+        options: see `Config.parse`.
+        mode: refused, it is an option of Inductor.
+
+    Returns:
+        A function that takes the graph's inputs and returns its outputs.
+
+    Raises:
+        ValueError: for a bad option.
+        CannotPrune: for a graph that can't be pruned, with ``on_skip="raise"``.
+    """
+    try:
+        if mode is not None:
+            raise ValueError(f'mode={mode!r} is no option of backend="sharp": give options={{"inductor": {{...}}}}')
+        return _compile(module, inputs, Config.parse(options))
+    except (ValueError, CannotPrune) as error:
+        raise _for_dynamo(error) from error
+
+
+def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+    if find_injection(module.graph) is not None:
+        return _compile_injecting(module, inputs, config)
+    linked = links.find(inputs)
+    made = report.add(GraphReport(False, "no visual tokens are injected in this graph"))
+    if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
+        return _inner(module, inputs, config)
+    graph = LinkedGraph(module, config, made)
+    if linked is None:
+        graph.unpruned = _inner(module, inputs, config)
+    else:
+        graph.prepare(*linked, inputs)
+    return graph
+
+
+def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+    """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
+    copy = copy_of(module)
+    injection = find_injection(copy.graph)
+    assert injection is not None
+    try:
+        pruned = prune(copy, injection, config, _ended(module))
+        if pruned is None:
+            return _compile_publishing(copy, injection, inputs, config)
+    except CannotPrune as reason:
+        made = report.add(GraphReport(False, str(reason)))
+        _skip(made, config)
+        return _inner(module, inputs, config)
+    how = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    made = report.add(GraphReport(True, how, config.cuts[-1].layer, pruned.num_layers))
+    for name, length in pruned.lengths.items():
+        setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
+    _log_graphs(made, module, copy)
+    return _returning_kept(_inner(copy, inputs, config), made)
+
+
+def _compile_publishing(copy: GraphModule, injection: Injection, inputs: Sequence[Any], config: Config) -> Compiled:
+    """A graph that injects features and has no decoder: its run says where they are in what it returns."""
+    output = copy.graph.output_node()
+    outputs = list(arguments(output)[0])
+    if injection.embeddings not in outputs:
+        raise CannotPrune(
+            "visual features are injected in this graph, but it has no decoder and does not return the embeddings "
+            "as they are: the graph that reads them can't be told where they are"
+        )
+    place = outputs.index(injection.embeddings)
+    emit = Emitter(copy, trace=True)
+    with emit.before(output):
+        told = [emit(visual_mask, *injection.masks), injected_elements(emit, injection)]
+    output.args = ((*outputs, *told),)
+    copy.recompile()
+    made = report.add(GraphReport(False, "visual features are injected in this graph, a later one has the decoder"))
+    compiled = _inner(copy, inputs, config)
+
+    def never_read() -> None:
+        made.reason = (
+            "visual features were injected, but no compiled graph with a decoder read them: it ran eagerly, or on a "
+            "changed copy of the embeddings"
+        )
+        _skip(made, config, may_raise=False)
+
+    def run(*args: Any) -> Sequence[Any]:
+        *results, is_visual, elements = compiled(*args)
+        links.publish(results[place], is_visual, int(elements), never_read)
+        return tuple(results)
+
+    return run
+
+
+class LinkedGraph:
+    """A graph that takes embeddings as an input: pruned when an earlier graph injected features into them.
+
+    Whether they hold any is known at run time only, call by call, from the tensor itself (`link.Links`).
+    How many visual tokens there are is no input of Dynamo's graph, so its guards can't speak of it: the
+    rewritten graph gets two inputs more, the visual mask and a tensor whose size is the number of elements,
+    and Dynamo compiles it in its own right, with guards on all of them. The same graph without visual tokens
+    runs unpruned; that too is compiled when it is first needed.
+
+    Attributes:
+        unpruned: the graph as it is, compiled.
+    """
+
+    def __init__(self, module: GraphModule, config: Config, made: GraphReport) -> None:
+        self.module, self.config, self.report = module, config, made
+        self.unpruned: Compiled | None = None
+        self.pruned: dict[int, Compiled | None] = {}
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        """Runs the graph on inputs like those it was traced with."""
+        linked = links.find(args)
+        if linked is not None:
+            place, link = linked
+            compiled = self.prepare(place, link, args)
+            if compiled is not None:
+                self._describe(args[place], link)
+                mask = link.is_visual.unsqueeze(-1)
+                elements = carrier(link.elements, mask)
+                torch._dynamo.maybe_mark_dynamic(elements, 0)
+                return compiled(*args, mask, elements)
+        if self.unpruned is None:
+            self.unpruned = self._compile(self.module)
+        return self.unpruned(*args)
+
+    def prepare(self, place: int, link: Link, inputs: Sequence[Any]) -> Compiled | None:
+        """The graph pruned for embeddings in input `place`; None where it can't be.
+
+        Raises:
+            CannotPrune: where it can't be, with ``on_skip="raise"``.
+        """
+        if place not in self.pruned:
+            try:
+                self.pruned[place] = self._prune(place)
+            except CannotPrune as reason:
+                self.pruned[place] = None
+                self.report.reason = str(reason)
+                _skip(self.report, self.config)
+            else:
+                self._describe(inputs[place], link)
+        return self.pruned[place]
+
+    def _prune(self, place: int) -> Compiled:
+        copy = copy_of(self.module)
+        placeholders = copy.graph.find_nodes(op="placeholder")
+        with copy.graph.inserting_after(placeholders[-1]):
+            elements = copy.graph.placeholder("injected_elements")
+            mask = copy.graph.placeholder("visual_mask")
+        injection = Injection(placeholders[place], (mask,), (elements,))
+        pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
+        if pruned is None:
+            raise CannotPrune(
+                "visual features are in an input of this graph, but no attention was found that reads them"
+            )
+        self.report.pruned, self.report.num_layers = True, pruned.num_layers
+        self.report.layer = self.config.cuts[-1].layer
+        self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
+        _log_graphs(self.report, self.module, copy)
+        return _returning_kept(self._compile(copy), self.report)
+
+    def _compile(self, module: GraphModule) -> Compiled:
+        symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
+        inner = functools.partial(_inner, config=self.config)
+        return torch.compile(module, backend=inner, dynamic=True if symbolic else None)
+
+    def _describe(self, embeddings: Tensor, link: Link) -> None:
+        """Reports the lengths of this call."""
+        rows, length, channels = embeddings.shape
+        visual = link.elements // (rows * channels)
+        kept = self.config.cuts[-1].kept(visual)
+        self.report.sequence_length, self.report.visual_tokens = length, visual
+        self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
+
+
+def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
+    """A pruned graph as Dynamo expects it: what it returns on top goes to the report."""
+
+    def run(*args: Any) -> Sequence[Any]:
+        *results, kept, text = compiled(*args)
+        most = int(text.max())
+        if most > kept.shape[1]:
+            row = int(text.argmax())
+            raise ValueError(
+                f"row {row} of the batch has {most} text tokens, but only {kept.shape[1]} positions are kept: its "
+                "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
+                "rows of little or no video; run those apart, or with a higher retention"
+            )
+        made.kept = kept.clone()
+        report.notice(made)
+        return tuple(results)
+
+    return run
+
+
+def _inner(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+    """Hands a graph over to the backend that compiles it."""
+    backend: Callable[..., Compiled] = lookup_backend(config.inner)
+    if config.inductor:
+        return backend(module, inputs, config_patches=dict(config.inductor))
+    return backend(module, inputs)
+
+
+def _ended(module: GraphModule) -> Any:
+    """Why Dynamo ended a graph where it did: it leaves that on its module."""
+    return getattr(module, "compile_subgraph_reason", None)
+
+
+def _skip(made: GraphReport, config: Config, may_raise: bool = True) -> None:
+    """Does what the user asked for about a graph with visual tokens that runs unpruned."""
+    log.info("not pruned: %s", made.reason)
+    if config.on_skip == "raise" and may_raise:
+        raise CannotPrune(made.reason)
+    if config.on_skip != "silent":
+        warnings.warn(f"sharp_compile runs a graph unpruned: {made.reason}", stacklevel=2)
+
+
+def _log_graphs(made: GraphReport, before: GraphModule, after: GraphModule) -> None:
+    log.info("pruned behind layer %s of %s: %s", made.layer, made.num_layers, made.reason)
+    if log.isEnabledFor(logging.DEBUG):
+        for name, module in (("before", before), ("after", after)):
+            log.debug("graph %s pruning:\n%s", name, module.print_readable(print_output=False))
+
+
+def _for_dynamo(error: Exception) -> Exception:
+    """`error` as Dynamo lets it pass: others it wraps, and the user could not catch what is documented."""
+    kind = type(type(error).__name__, (ShortenTraceback, type(error)), {"__module__": type(error).__module__})
+    return kind(*error.args, first_useful_frame=None)

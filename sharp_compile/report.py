@@ -1,0 +1,75 @@
+"""What the backend did to each graph, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class GraphReport:
+    """What became of one graph.
+
+    Attributes:
+        pruned: whether its sequence is shortened.
+        reason: why not, or how it was found.
+        layer: the decoder layer after which it is (the last of several cuts); None where it is not.
+        num_layers: how many decoder layers the graph has; None where none were looked for.
+        sequence_length: S, a number or the text of a symbolic length; likewise the next three.
+        pruned_length: S', behind the last cut.
+        visual_tokens: visual tokens of a row.
+        kept_tokens: those kept behind the last cut.
+        kept: the ``[B, S']`` positions that the last run kept, None before the first.
+    """
+
+    pruned: bool
+    reason: str
+    layer: int | None = None
+    num_layers: int | None = None
+    sequence_length: int | str | None = None
+    pruned_length: int | str | None = None
+    visual_tokens: int | str | None = None
+    kept_tokens: int | str | None = None
+    kept: Tensor | None = None
+
+
+_reports: list[GraphReport] = []
+_watchers: list[list[GraphReport]] = []
+
+
+def add(made: GraphReport) -> GraphReport:
+    """Adds a report to those of this process, and returns it."""
+    _reports.append(made)
+    notice(made)
+    return made
+
+
+def notice(made: GraphReport) -> None:
+    """Tells who is watching that a graph was compiled or ran."""
+    for seen in _watchers:
+        if not any(other is made for other in seen):
+            seen.append(made)
+
+
+@contextmanager
+def watch() -> Iterator[list[GraphReport]]:
+    """A list of the graphs that are compiled, and of the pruned ones that run, while it is open."""
+    seen: list[GraphReport] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers[:] = [other for other in _watchers if other is not seen]
+
+
+def reports() -> list[GraphReport]:
+    """The reports of all graphs that the backend was given since `reset`, in the order in which it was."""
+    return list(_reports)
+
+
+def reset() -> None:
+    """Forgets all reports. Graphs that are compiled already go on, and are not reported again."""
+    _reports.clear()
