@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -18,11 +17,15 @@ def gather_tokens(value: Tensor, positions: Tensor, axis: int, batch_axis: int |
     Returns:
         `value` with N at `axis` and B at `batch_axis`.
     """
+    sizes = list(value.shape)
+    kept = positions.shape[1]
     if batch_axis is None:
-        positions, batch_axis = positions[0], axis
-    elif batch_axis > axis:
-        positions = positions.t()
-    # The index has the rank of the value, and size 1 along all other axes.
-    wanted = {axis, batch_axis}
-    index = positions[tuple(slice(None) if place in wanted else None for place in range(value.ndim))]
-    return torch.take_along_dim(value, index, axis)
+        positions = positions[0]
+    else:
+        sizes[batch_axis] = positions.shape[0]
+        value = value.expand(sizes)
+        positions = positions.t() if batch_axis > axis else positions
+    # Not take_along_dim, which broadcasts in the same way but turns symbolic sizes into numbers.
+    index = positions[tuple(slice(None) if place in (axis, batch_axis) else None for place in range(value.ndim))]
+    sizes[axis] = kept
+    return value.gather(axis, index.expand(sizes))

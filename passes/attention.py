@@ -35,7 +35,8 @@ class Attention:
     ``query`` is ``[B, H, Sq, D]`` and ``key`` ``[B, H or fewer, Sk, D]``, both as they enter the product
     (after rotary embedding, key and value heads repeated or not). ``mask`` is boolean (True: may be seen)
     or additive, broadcastable to ``[B, H, Sq, Sk]``. ``scale`` multiplies the product; None stands for
-    ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``.
+    ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
+    by its own arguments; with a mask it may be.
     """
 
     query: Node
@@ -43,6 +44,7 @@ class Attention:
     mask: Node | None
     scale: float | Node | None
     output: Node
+    causal: bool
 
 
 def find_attention(graph: Graph) -> list[Attention]:
@@ -65,7 +67,8 @@ def _fused(node: Node) -> Attention | None:
     if not is_sdpa(node):
         return None
     given = sdpa_arguments(node.args, node.kwargs)
-    return Attention(given["query"], given["key"], given.get("attn_mask"), given.get("scale"), node)
+    mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
+    return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal)
 
 
 def _eager(node: Node) -> Attention | None:
@@ -83,7 +86,7 @@ def _eager(node: Node) -> Attention | None:
     key, *swapped = arguments(transposed)
     if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
         return None
-    return Attention(query, key, mask, scale, output)
+    return Attention(query, key, mask, scale, output, causal=False)
 
 
 def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node]:

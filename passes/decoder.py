@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+import sympy
 import torch
 from torch.fx import Graph, Node
 
 from .attention import Attention, find_attention
 from .errors import CannotPrune
-from .nodes import example_tensor, is_hidden_states
+from .nodes import example, example_tensor, is_hidden_states
+from .sizes import expression
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,14 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     stream, or layers of another kind between the attentions.
     """
     flow = data_flow(graph, embeddings)
-    length = sequence_length(embeddings)
+    length = expression(example(embeddings).shape[1])
     layers = [
         attention
         for attention in find_attention(graph)
-        if attention.output in flow and attention.query in flow and _length(attention.query, -2) == length
+        if attention.query in flow
+        and _length(attention.query) == length
+        # Without a mask everything sees everything, as in an encoder.
+        and (attention.causal or attention.mask is not None)
     ]
     if not layers:
         return None
@@ -69,21 +74,14 @@ def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
     return flow
 
 
-def sequence_length(embeddings: Node) -> int | torch.SymInt:
-    """The length S of ``[B, S, C]``."""
-    value = example_tensor(embeddings)
-    assert value is not None
-    return value.shape[1]
-
-
 def _holds_tensor(node: Node) -> bool:
     leaves = torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
     return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
 
 
-def _length(node: Node, axis: int) -> int | torch.SymInt | None:
-    value = example_tensor(node)
-    return None if value is None or value.ndim < 2 else value.shape[axis]
+def _length(query: Node) -> sympy.Expr | None:
+    value = example_tensor(query)
+    return None if value is None or value.ndim < 2 else expression(value.shape[-2])
 
 
 def _spine(flow: nx.DiGraph, embeddings: Node, last: Attention) -> list[Node]:

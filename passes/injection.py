@@ -30,18 +30,17 @@ class Injection:
     features: tuple[Node, ...]
 
 
-def find_injection(graph: Graph) -> Injection | None:
-    """The last chain of injections into a ``[B, S, C]`` tensor, or None where the graph has none."""
-    scatters = [node for node in graph.nodes if node.target in _MASKED_SCATTER and is_hidden_states(node)]
-    if not scatters:
-        return None
-    chain = [scatters[-1]]
-    while chain[-1].args[0] in scatters:
-        chain.append(chain[-1].args[0])
-    arguments = [_scatter_arguments(node) for node in reversed(chain)]
-    return Injection(scatters[-1], tuple(mask for mask, _ in arguments), tuple(source for _, source in arguments))
+def find_injections(graph: Graph) -> list[Injection]:
+    """All injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it."""
+    found: dict[Node, Injection] = {}
+    for node in graph.nodes:
+        if node.target in _MASKED_SCATTER and is_hidden_states(node):
+            into, mask, features = _scatter_arguments(node)
+            before = found.pop(into, Injection(into, (), ()))
+            found[node] = Injection(node, (*before.masks, mask), (*before.features, features))
+    return list(found.values())
 
 
-def _scatter_arguments(node: Node) -> tuple[Node, Node]:
+def _scatter_arguments(node: Node) -> tuple[Node, Node, Node]:
     given = dict(zip(("self", "mask", "source"), arguments(node), strict=False)) | node.kwargs
-    return given["mask"], given["source"]
+    return given["self"], given["mask"], given["source"]

@@ -27,7 +27,7 @@ from .integrations import transformers
 from .link import Link, Links, carrier
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune
-from .passes.injection import Injection, find_injection
+from .passes.injection import Injection, find_injections
 from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import copy_of, injected_elements, prune
 from .passes.select import visual_mask
@@ -74,7 +74,7 @@ def sharp(
 
 
 def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
-    if find_injection(module.graph) is not None:
+    if find_injections(module.graph):
         return _compile_injecting(module, inputs, config)
     linked = links.find(inputs)
     made = report.add(GraphReport(False, "no visual tokens are injected in this graph"))
@@ -91,12 +91,12 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
 def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
     copy = copy_of(module)
-    injection = find_injection(copy.graph)
-    assert injection is not None
+    injections = find_injections(copy.graph)
     try:
-        pruned = prune(copy, injection, config, _ended(module))
+        attempts = (prune(copy, injection, config, _ended(module)) for injection in injections)
+        pruned = next((attempt for attempt in attempts if attempt is not None), None)
         if pruned is None:
-            return _compile_publishing(copy, injection, inputs, config)
+            return _compile_publishing(copy, injections[-1], inputs, config)
     except CannotPrune as reason:
         made = report.add(GraphReport(False, str(reason)))
         _skip(made, config)
@@ -203,7 +203,7 @@ class LinkedGraph:
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None:
             raise CannotPrune(
-                "visual features are in an input of this graph, but no attention was found that reads them"
+                "an input of this graph holds visual features, but no attention was found that reads them"
             )
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
         self.report.layer = self.config.cuts[-1].layer

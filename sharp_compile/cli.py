@@ -25,7 +25,9 @@ def main() -> None:
 
 def _fail(message: object) -> NoReturn:
     """End the command with an error message and exit status 1."""
-    typer.secho(f"error: {message}", err=True, fg="red")
+    # Dynamo appends a paragraph of advice for its own developers.
+    text, _, _ = str(message).strip().partition("\n\n")
+    typer.secho(f"error: {text}", err=True, fg="red")
     raise typer.Exit(1)
 
 

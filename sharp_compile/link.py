@@ -71,7 +71,7 @@ class Links:
             return None
         for place, value in enumerate(inputs):
             entry = self._links.get(id(value))
-            if entry is None or entry[0]() is not value:
+            if entry is None or not isinstance(value, Tensor) or entry[0]() is not value:
                 continue
             link = entry[1]
             if value.shape[:2] == link.is_visual.shape and _version(value) == link.version:

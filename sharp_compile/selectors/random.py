@@ -21,7 +21,9 @@ def random(ctx: Context, seed: int) -> Tensor:
     device = ctx.is_visual.device
     row = torch.arange(rows, device=device)[:, None]
     position = torch.arange(length, device=device)
-    mixed = _mix(_mix(_mix(_mix(position) + row) + (seed & _MASK)) + (seed >> 31))
+    mixed = _mix(_mix(position) + row)
+    for part in (seed, seed >> 31, seed >> 62):
+        mixed = _mix(mixed + (part & _MASK))
     return (mixed >> 7).to(torch.float32) / 2**24
 
 
