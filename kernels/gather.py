@@ -17,15 +17,17 @@ def gather_tokens(value: Tensor, positions: Tensor, axis: int, batch_axis: int |
     Returns:
         `value` with N at `axis` and B at `batch_axis`.
     """
+    rows, kept = positions.shape
     sizes = list(value.shape)
-    kept = positions.shape[1]
+    place: list[slice | None] = [None] * value.ndim
+    place[axis] = slice(None)
     if batch_axis is None:
         positions = positions[0]
     else:
-        sizes[batch_axis] = positions.shape[0]
+        place[batch_axis] = slice(None)
+        sizes[batch_axis] = rows
         value = value.expand(sizes)
         positions = positions.t() if batch_axis > axis else positions
-    # Not take_along_dim, which broadcasts in the same way but turns symbolic sizes into numbers.
-    index = positions[tuple(slice(None) if place in (axis, batch_axis) else None for place in range(value.ndim))]
     sizes[axis] = kept
-    return value.gather(axis, index.expand(sizes))
+    # Not take_along_dim, which broadcasts in the same way but turns symbolic sizes into numbers.
+    return value.gather(axis, positions[tuple(place)].expand(sizes))

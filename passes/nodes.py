@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def with_leaves(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dic
     iterator = iter(leaves)
     args, kwargs = map_aggregate((node.args, node.kwargs), lambda _: next(iterator))
     return args, kwargs
+
+
+def writes_into_first(node: Node) -> bool:
+    """Whether a node changes its first argument: an assignment to a part of it, or a method in place."""
+    in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return in_place or node.target is operator.setitem
 
 
 def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

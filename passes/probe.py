@@ -33,9 +33,9 @@ from torch.utils._pytree import tree_leaves
 
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
-from .nodes import example, leaves_of, run, with_leaves
+from .nodes import example, leaves_of, run, with_leaves, writes_into_first
 from .sizes import expression, hint
-from .token_rules import Marks, Refused, TokenRules
+from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
 
 _MOST_TRIALS = 4096
 
@@ -123,6 +123,10 @@ class _Probe:
             plans[node] = NodePlan(stage, repairs)
         return plans
 
+    def _is_side(self, leaf: Any) -> bool:
+        """Whether a leaf was computed before the cuts, or apart from them."""
+        return isinstance(leaf, Node) and (leaf in self.cuts or leaf not in self.stages)
+
     def _stage_read(self, node: Node) -> int:
         """The number of cuts that what a user reads from `node` is behind; a cut is read behind itself."""
         return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
@@ -138,6 +142,9 @@ class _Probe:
 
     def _search(self, node: Node, choices: list[list[_Choice]]) -> tuple[tuple[Repair, ...], Any]:
         """The one minimal set of repairs with which `node` runs and gives the shape that it should."""
+        target = leaves_of(node)[0]
+        if writes_into_first(node) and self._is_side(target):
+            raise CannotPrune(f"{_where(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
         if math.prod(map(len, choices)) > _MOST_TRIALS:
             raise CannotPrune(f"{_where(node)} has too many arguments that may hold a sequence length")
         found: list[tuple[frozenset[int], tuple[_Choice, ...], Any]] = []
@@ -163,7 +170,7 @@ class _Probe:
         side = [
             choice.value
             for choice, leaf in zip(chosen, leaves_of(node), strict=True)
-            if isinstance(choice.value, Tensor) and (leaf in self.cuts or leaf not in self.stages)
+            if isinstance(choice.value, Tensor) and self._is_side(leaf)
         ]
         with torch.no_grad(), self.mode, _quiet():
             if is_sdpa(node):

@@ -23,6 +23,12 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 
+WRITES_INTO_OLDER = (
+    "it writes into a tensor that was made before the cut, such as a preallocated (static) cache; use the default "
+    "dynamic cache"
+)
+
+
 class Refused(Exception):
     """An operator was applied to tokens in a way that is not known to stay right with fewer of them."""
 
@@ -81,10 +87,7 @@ class TokenRules(TorchDispatchMode):
             if not argument.is_write or not isinstance(written, Tensor):
                 continue
             if written.untyped_storage()._cdata in self.read_only:
-                raise Refused(
-                    f"{func} writes into a tensor that was made before the cut, such as a preallocated (static) "
-                    "cache; use the default dynamic cache"
-                )
+                raise Refused(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(self._token_axes(each) for each in tensors):
@@ -170,7 +173,7 @@ _RULES: dict[Any, Callable[..., None]] = {
         TokenRules.allowed: (
             *(torch.ops.prim.device, torch.ops.prim.layout),
             *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.lift_fresh, aten.lift_fresh_copy),
-            *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.copy_),
+            *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.copy_, aten.fill_),
             *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul),
             *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.native_dropout, aten.dropout),
             *(

@@ -17,4 +17,4 @@ def uniform(ctx: Context) -> Tensor:
     kept = ctx.budget[:, None].clamp_min(1)
     # The only j that can give this number is the first with j * V >= number * n.
     j = (number * kept + visual - 1) // visual.clamp_min(1)
-    return ((j < kept) & (j * visual // kept == number)).to(torch.float32)
+    return (ctx.is_visual & (j < kept) & (j * visual // kept == number)).to(torch.float32)

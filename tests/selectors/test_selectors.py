@@ -1,0 +1,125 @@
+"""Each rule on states made for it."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sharp_compile.config import Config
+from sharp_compile.selectors import Context, score_function
+
+
+def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=None, **changes):
+    """A state with visual tokens at `visual`, random where nothing else is said."""
+    generator = torch.Generator().manual_seed(0)
+    is_visual = torch.zeros(1, length, dtype=torch.bool)
+    is_visual[:, visual] = True
+    shape = (1, heads, length, head_dim)
+    key = torch.randn(shape, generator=generator)
+    state = {
+        "query": torch.randn(shape, generator=generator),
+        "grouped_key": key,
+        "grouped_key_unrotated": key,
+        "hidden": torch.randn(1, length, 8, generator=generator),
+        "is_visual": is_visual,
+        "is_padding": torch.zeros_like(is_visual),
+        "scale": None,
+        "mask": None,
+        "kept": kept,
+        "rotate": rotate or (lambda keys: keys),
+    }
+    return Context(**(state | changes))
+
+
+def rule(**options):
+    return score_function(Config.parse(options))
+
+
+@pytest.mark.parametrize("visual, kept", [(6, 3), (6, 6), (7, 2), (50, 13), (33, 1)])
+def test_uniform_is_the_formula(visual, kept):
+    ctx = context(length=visual + 4, visual=slice(2, 2 + visual), kept=kept + 4)
+    chosen = rule(selector="uniform")(ctx)[0].nonzero().squeeze(1) - 2
+    assert chosen.tolist() == [j * visual // kept for j in range(kept)]
+
+
+def test_uniform_of_ragged_rows():
+    is_visual = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0]], dtype=torch.bool)
+    ctx = context(is_visual=is_visual, is_padding=torch.zeros_like(is_visual), kept=5)
+    assert ctx.budget.tolist() == [3, 1]
+    assert rule(selector="uniform")(ctx).tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0]]
+
+
+def test_fastv_is_the_last_row():
+    ctx = context()
+    scores = (ctx.query[:, :, -1:] @ ctx.key.transpose(-1, -2) / 2).softmax(-1).mean(1)[:, 0]
+    assert_close(rule(selector="fastv")(ctx), scores)
+
+
+def test_sharp_reads_every_text_row_behind_the_video():
+    ctx = context()
+    causal = torch.full((12, 12), float("-inf")).triu(1)
+    attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
+    expected = attention[:, :, 8:].mean((1, 2))
+    assert_close(rule(selector="sharp", debias=None)(ctx), expected)
+
+
+def test_sharp_ignores_text_rows_that_are_padding():
+    ctx = context()
+    padding = torch.zeros_like(ctx.is_padding)
+    padding[:, 8:10] = True
+    causal = torch.full((12, 12), float("-inf")).triu(1)
+    attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
+    padded = context(is_padding=padding)
+    assert_close(rule(selector="sharp", debias=None)(padded), attention[:, :, 10:].mean((1, 2)))
+
+
+def test_debias_takes_off_what_position_alone_explains():
+    """All visual keys are the same before rotation: any difference between them is one of position."""
+    generator = torch.Generator().manual_seed(1)
+    per_position = torch.randn(1, 1, 12, 1, generator=generator).exp()
+
+    def rotate(keys):
+        return keys * per_position
+
+    unrotated = torch.randn(1, 2, 12, 4, generator=generator)
+    unrotated[:, :, 2:8] = unrotated[:, :, 2:3]
+    ctx = context(grouped_key=rotate(unrotated), grouped_key_unrotated=unrotated, rotate=rotate)
+    biased = rule(selector="sharp", debias=None)(ctx)[0, 2:8]
+    assert biased.max() - biased.min() > 1e-3
+    assert_close(rule(selector="sharp")(ctx)[0, 2:8], torch.zeros(6), atol=1e-6, rtol=0)
+
+
+def test_random_is_uniform():
+    ctx = context(length=4000, visual=slice(0, 4000), kept=10)
+    scores = rule(selector="random", seed=7)(ctx)[0]
+    assert scores.min() >= 0 and scores.max() < 1
+    assert abs(scores.mean() - 0.5) < 0.03
+    counts = torch.histc(scores, bins=10, min=0, max=1)
+    assert counts.min() > 300 and counts.max() < 500
+    neighbours = torch.corrcoef(torch.stack([scores[:-1], scores[1:]]))[0, 1]
+    assert abs(neighbours) < 0.06
+
+
+def test_random_seeds_are_unrelated():
+    ctx = context(length=2000, visual=slice(0, 2000), kept=10)
+    first, second = (rule(selector="random", seed=seed)(ctx)[0] for seed in (0, 1))
+    for shift in range(-3, 4):
+        assert abs(torch.corrcoef(torch.stack([first, second.roll(shift)]))[0, 1]) < 0.08
+
+
+def test_diversity_takes_the_odd_one_first():
+    hidden = torch.ones(1, 12, 8)
+    hidden[0, 5] = torch.tensor([1.0, -1] * 4)
+    scores = rule(selector="diversity")(context(hidden=hidden))
+    assert scores[0].argmax() == 5
+
+
+def test_frames_are_runs():
+    is_visual = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1]], dtype=torch.bool)
+    assert context(is_visual=is_visual).frame.tolist() == [[0, 0, -1, 1, -1, -1, 2, 2]]
+
+
+def test_keys_for_each_query_head():
+    key = torch.randn(1, 1, 12, 4)
+    ctx = context(grouped_key=key, grouped_key_unrotated=key)
+    assert ctx.key.shape == ctx.key_unrotated.shape == ctx.query.shape
+    assert ctx.key[:, 0].equal(ctx.key[:, 1])
