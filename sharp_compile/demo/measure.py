@@ -1,0 +1,138 @@
+"""How long a prefill takes, how much it computes, and what it leaves in the cache.
+
+A prefill here is `model.generate(..., max_new_tokens=1)`: what a user waits for until the first token of the
+answer is there. Vision tower, decoder and language-model head are all part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+if TYPE_CHECKING:
+    from sharp_compile.demo.models import Case
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one prefill: of all of it, and of the part that a compiler gets to see.
+
+    A multiplication and an addition are two. Attention is counted in full, masked or not, as PyTorch's own
+    counter does.
+    """
+
+    prefill: int
+    decoder: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median prefill once warm, and how much longer the first one took."""
+
+    median: float
+    compilation: float
+
+
+def prefill(case: Case, model: Any) -> Any:
+    """Run one prefill with `model`, the case's own or a twin of it, and return what `generate` does."""
+    return model.generate(**case.inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
+
+
+def twin(model: torch.nn.Module) -> Any:
+    """Return a second model with the same weights, not copied, to be compiled in another way."""
+    shared = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def eager_flops(case: Case) -> Flops:
+    """Count the operations of the model as it is."""
+    with _counter() as counter:
+        prefill(case, case.model)
+    # `generate` calls the vision tower by itself, before the model's forward.
+    decoder = sum(counter.get_flop_counts()[type(case.model).__name__].values())
+    return Flops(counter.get_total_flops(), decoder)
+
+
+def pruned_flops(case: Case, options: Mapping[str, Any], eager: Flops) -> Flops:
+    """Count the operations of the graphs that really run with the sharp backend.
+
+    A counter around a compiled call would see nothing: below an active dispatch mode Dynamo runs the
+    original code, and for good. So the count is taken inside, by what the backend hands its graphs to.
+
+    Args:
+        case: The model and its inputs.
+        options: The backend's options, but for `inner`.
+        eager: What the model takes when it isn't compiled.
+    """
+    counts = [0]
+
+    def count(graph: torch.fx.GraphModule, _example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
+            with _counter() as counter:
+                outputs = graph(*inputs)
+            counts[0] += counter.get_total_flops()
+            return outputs
+
+        return run
+
+    model = twin(case.model)
+    model.compile(backend="sharp", options={**options, "inner": count})
+    prefill(case, model)
+    return Flops(eager.prefill - eager.decoder + counts[0], counts[0])
+
+
+def interleave(runs: dict[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
+    """Time several functions in turns, so that what else the machine does meanwhile hits all of them.
+
+    Args:
+        runs: The functions, by name. Each is called once before it is timed, to compile and to warm up.
+        repeats: How often each is timed.
+        tick: Called with the name of a function before each of the `len(runs) * (repeats + 1)` calls.
+    """
+    first: dict[str, float] = {}
+    for name, run in runs.items():
+        tick(name)
+        first[name] = _seconds(run)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            tick(name)
+            seconds[name].append(_seconds(run))
+    timings = {}
+    for name in runs:
+        median = statistics.median(seconds[name])
+        timings[name] = Timing(median, max(0.0, first[name] - median))
+    return timings
+
+
+def cache_lengths(output: Any) -> list[int]:
+    """Return how many positions each layer has in the cache; 0 for a layer that caches no keys."""
+    keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
+    return [0 if key is None else int(key.shape[-2]) for key in keys]
+
+
+def _counter() -> FlopCounterMode:
+    """Return PyTorch's counter, taught the one operator that it lacks: attention on a CPU."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    return FlopCounterMode(display=False, custom_mapping={attention: flops})
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    """Return how long one call takes, to the end of all that it started on the accelerator."""
+    start = time.perf_counter()
+    run()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start

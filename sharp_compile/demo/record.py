@@ -1,0 +1,99 @@
+"""The JSON file of a run: the rows of its table, and what machine and software they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run one model. Times in seconds; `None` stands for what the demo doesn't measure.
+
+    `flops` and `median_s` are those of the whole prefill, the vision tower included, `decoder_flops` is the
+    part without it. `flop_limit` is the speed-up over Inductor that the FLOPs alone would allow and
+    `fraction_of_limit` how much of it is there. `cache_lengths` has one length for each layer.
+    """
+
+    name: str
+    model: str
+    layers: int
+    sequence_length: int
+    pruned_length: int
+    retention: float
+    layer: int | None
+    median_s: float
+    speedup_vs_inductor: float
+    flops: int
+    flop_limit: float
+    fraction_of_limit: float
+    compile_s: float
+    decoder_flops: int
+    cache_lengths: list[int]
+    picture: str | None
+    peak_bytes: int | None = None
+    passes_s: float | None = None
+    decode_s_per_token: float | None = None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the numbers depend on."""
+    packages = ("sharp-compile", "torch", "transformers", "torchvision", "av")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from its source folder
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> str:
+    """Return what the numbers were measured on, in words: processor, threads, accelerator, system, torch."""
+    parts = [f"{_processor()}, {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts += [f"{platform.system()} {platform.machine()}", f"torch {torch.__version__}"]
+    return "; ".join(parts)
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows, all or nothing."""
+    content = {"versions": versions(), "machine": machine(), "rows": [asdict(row) for row in rows]}
+    write(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that there is the old one or the new one at any time, never half of one."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        # A temporary file is its owner's alone; this one gets the rights that any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux knows it or else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names: Mapping[str, str] = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
+    )
+    return names.get("model name") or platform.processor() or platform.machine()

@@ -1,0 +1,264 @@
+"""The oracle: a stock eager model whose visual tokens are dropped by hand, with forward hooks.
+
+Nothing here comes from the package under test. The rules are those of the public contract, written down a
+second time, for people to read and for the compiled models to be measured against:
+
+    with oracle.prune(model, retention=0.25, layer=1, selector="fastv") as run:
+        output = model(**inputs)  # or model.generate(**inputs, ...)
+    run.kept[0]  # [B, S'] kept positions
+
+Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention * V). A row with t text
+tokens keeps them all, then n = min(S' - t, its visual tokens) visual tokens, then padding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.architectures import visual_mask
+
+
+@dataclass
+class Tokens:
+    """What a cut needs to know of the sequence that it shortens, of length L at the layer `layer`."""
+
+    visual: torch.Tensor  # [B, L] bool
+    padding: torch.Tensor  # [B, L] bool
+    attention: Callable[[], torch.Tensor]  # [B, H, L]: probabilities of the last position at layer `layer`
+
+
+Choose = Callable[[Tokens, list[int]], torch.Tensor]
+"""(tokens, how many visual tokens each row keeps) -> scores [B, L], of which only the visual ones matter."""
+
+
+def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """Of the V visual tokens of a row that keeps n, number floor(j * V / n) for j < n: score 1, others 0."""
+    scores = torch.zeros(tokens.visual.shape)
+    for row, count in enumerate(counts):
+        positions = tokens.visual[row].nonzero().flatten()
+        chosen = [j * len(positions) // count for j in range(count)]
+        scores[row, positions[chosen]] = 1
+    return scores
+
+
+def fastv(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """The attention that the last position pays to each token, mean over heads (arXiv 2403.06764)."""
+    return tokens.attention().mean(1)
+
+
+SELECTORS = {"uniform": uniform, "fastv": fastv}
+
+
+def pruned_length(length: int, visual: int, retention: float) -> int:
+    """S' = S - V + ceil(retention * V), in exact arithmetic; the retention is taken to six decimals."""
+    return length - visual + ceil(Fraction(round(retention * 10**6), 10**6) * visual)
+
+
+def keep(tokens: Tokens, length: int, choose: Choose) -> torch.Tensor:
+    """The kept positions [B, `length`], ascending: text first, then visual tokens by score, then padding.
+
+    Positions that are equal in that order are taken from the lowest up.
+    """
+    text = ~tokens.visual & ~tokens.padding
+    if (text.sum(1) > length).any():
+        raise ValueError(f"a row has more text tokens than the {length} positions that are kept")
+    counts = torch.minimum(length - text.sum(1), tokens.visual.sum(1)).tolist()
+    scores = choose(tokens, counts)
+    rows = []
+    for row in range(len(text)):
+        visual = tokens.visual[row].nonzero().flatten()
+        ranked = visual[scores[row, visual].sort(descending=True, stable=True).indices]
+        order = torch.cat([text[row].nonzero().flatten(), ranked, tokens.padding[row].nonzero().flatten()])
+        rows.append(order[:length].sort().values)
+    return torch.stack(rows)
+
+
+@dataclass
+class Run:
+    """What happened in the last prefill under `prune`: for each cut, the positions [B, S'] that remained.
+
+    Positions count from the start of the whole sequence, whatever was cut before.
+    """
+
+    kept: list[torch.Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def prune(
+    model: nn.Module,
+    *,
+    retention: float = 0.10,
+    layer: int = 1,
+    stages: Sequence[tuple[int, float]] | None = None,
+    selector: str | Choose = "uniform",
+    positions: torch.Tensor | None = None,
+) -> Iterator[Run]:
+    """Prunes every call of `model` that has visual tokens, and makes the calls that follow on its cache work.
+
+    `retention`, `layer`, `stages` and `selector` mean what they mean to the backend. With `positions`
+    [B, S'] the one cut keeps those instead of choosing. Each of several stages scores what it sees.
+    """
+    choose = SELECTORS[selector] if isinstance(selector, str) else selector
+    pruner = Pruner(decoder_layers(model), stages or [(layer, retention)], choose, positions)
+    handles = [model.register_forward_pre_hook(pruner.begin, with_kwargs=True)]
+    for index, block in enumerate(pruner.layers):
+        handles.append(block.register_forward_pre_hook(pruner.enter_layer(index), with_kwargs=True))
+    for index, _ in pruner.cuts:
+        attention = pruner.layers[index].self_attn
+        handles.append(attention.register_forward_pre_hook(pruner.enter_attention(index), with_kwargs=True))
+        for name in ("q_proj", "k_proj"):
+            handles.append(getattr(attention, name).register_forward_hook(pruner.record(index, name)))
+    try:
+        yield pruner.run
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Pruner:
+    """The hooks of `prune`, and what they remember of the running call."""
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        cuts: Sequence[tuple[int, float]],
+        choose: Choose,
+        positions: torch.Tensor | None,
+    ):
+        self.layers = layers
+        self.cuts = list(cuts)
+        self.choose = choose
+        self.positions = positions
+        self.run = Run()
+        self.visual = self.padding = torch.empty(0)  # [B, S] of the running call
+        self.prefill = False
+        self.seen: dict[int, dict[str, Any]] = {}  # by layer: what its attention was called with
+
+    def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """At the start of a call: are there visual tokens to prune? A decoding step has none."""
+        ids = kwargs["input_ids"]
+        self.visual = visual_mask(model, kwargs)
+        self.prefill = bool(self.visual.any()) and ids.shape[1] > 1
+        if self.prefill:
+            mask = kwargs.get("attention_mask")
+            self.padding = torch.zeros_like(self.visual) if mask is None else mask == 0
+            self.run.kept, self.seen = [], {}
+
+    def enter_layer(self, index: int) -> Callable:
+        """The pre-hook of decoder layer `index`."""
+        cut = {after + 1: retention for after, retention in self.cuts}.get(index)
+
+        def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            if not self.prefill:
+                return args, fit_mask(kwargs, index, args[0].shape[1])
+            if cut is not None:
+                chosen = self.cut(index - 1, cut)
+                before = self.run.kept[-1] if self.run.kept else None
+                args = (gather(args[0], chosen, -2), *args[1:])
+                self.run.kept.append(chosen if before is None else before.gather(1, chosen))
+            if self.run.kept:
+                kwargs = gather_arguments(kwargs, self.run.kept[-1])
+            return args, kwargs
+
+        return hook
+
+    def cut(self, layer: int, retention: float) -> torch.Tensor:
+        """The positions [B, L'] of the running sequence of length L that remain after layer `layer`."""
+        if self.positions is not None:
+            return self.positions
+        visual, padding = self.visual, self.padding
+        if self.run.kept:
+            visual, padding = visual.gather(1, self.run.kept[-1]), padding.gather(1, self.run.kept[-1])
+        tokens = Tokens(visual, padding, lambda: last_row(self.layers[layer].self_attn, self.seen[layer]))
+        length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
+        return keep(tokens, length, self.choose)
+
+    def enter_attention(self, index: int) -> Callable:
+        """Remembers the rotary tables and the mask that the scoring layer gets."""
+
+        def hook(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if self.prefill:
+                self.seen[index] = dict(kwargs)
+
+        return hook
+
+    def record(self, index: int, name: str) -> Callable:
+        """Remembers the output of a projection of the scoring layer [B, L, H * D]."""
+
+        def hook(projection: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            if self.prefill:
+                self.seen[index][name] = output
+
+        return hook
+
+
+def last_row(attention: nn.Module, seen: dict[str, Any]) -> torch.Tensor:
+    """The attention probabilities of the last position [B, H, L] in float32, with the model's rotary rule."""
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    query, key = (seen[name].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for name in ("q_proj", "k_proj"))
+    query, key = rotate(query, key, *seen["position_embeddings"])
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = (query[:, :, -1:].float() @ key.float().mT * attention.scaling).squeeze(2)
+    mask = seen.get("attention_mask")
+    if mask is not None:
+        row = mask[:, :, -1]
+        scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
+    return scores.softmax(-1)
+
+
+def gather_arguments(kwargs: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
+    """The arguments of a decoder layer at the kept positions [B, S']: rotary tables, masks, position ids."""
+    kwargs = dict(kwargs)
+    kwargs["position_embeddings"] = tuple(gather(table, kept, -2) for table in kwargs["position_embeddings"])
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        mask = gather(mask, kept, -1)
+        kwargs["attention_mask"] = gather(mask, kept, -2) if mask.dim() == 4 else mask
+    for name in ("position_ids", "cache_position"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = gather(kwargs[name], kept, -1)
+    return kwargs
+
+
+def gather(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> torch.Tensor:
+    """`tensor` [B or 1, ...] at the kept positions [B, S'] of its sequence axis, counted from the end."""
+    rows = tensor.expand(len(kept), *tensor.shape[1:])
+    return torch.stack([row.index_select(axis, positions) for row, positions in zip(rows, kept, strict=True)])
+
+
+def fit_mask(kwargs: dict[str, Any], index: int, length: int) -> dict[str, Any]:
+    """The arguments with a mask as wide as the keys of layer `index`, `length` new ones among them.
+
+    The model makes one mask for all layers, as wide as layer 0's keys. A shorter layer has lost padding
+    first and visual tokens then, so that in each row as many columns stay masked as padding was kept: the
+    last columns are right.
+    """
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if mask is None or cache is None:
+        return kwargs
+    return {**kwargs, "attention_mask": mask[..., -(cache.get_seq_length(index) + length) :]}
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the longest list of modules in the language model."""
+    lists = (m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
+    return max(lists, key=len)
+
+
+def cache_lengths(cache: Any) -> list[int]:
+    """The number of cached positions of each layer."""
+    return [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+
+
+def cache_tensors(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, both [B, H, length, D]."""
+    return [(layer.keys, layer.values) for layer in cache.layers]

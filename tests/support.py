@@ -1,0 +1,109 @@
+"""How the tests call models, and how they compare a compiled one with the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from tests import oracle
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}  # the logits of the tiny models are about 4, cached values about 1
+NEW = 5  # tokens that are generated
+
+Inputs = Mapping[str, Any]
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """One call, no gradients."""
+    with torch.no_grad():
+        return model(**inputs)
+
+
+def generate(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
+    """`model.generate`, greedy unless told otherwise, with `sequences`, `logits` and `past_key_values`."""
+    options = {"max_new_tokens": NEW, "do_sample": False} | options
+    return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
+
+
+def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
+    """The inputs with the text `tokens` [B, N] behind them."""
+    longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            behind = torch.full_like(tokens, value, dtype=inputs[name].dtype)
+            longer[name] = torch.cat([inputs[name], behind], 1)
+    return longer
+
+
+def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str, Any]:
+    """The inputs of a turn of text only [B, N] that goes on the cache of the `first` one."""
+    length = inputs["input_ids"].shape[1]
+    conversation = extended(inputs, torch.cat([first.sequences[:, length:], question], 1))
+    return {
+        "input_ids": conversation["input_ids"],
+        "attention_mask": conversation["attention_mask"],
+        "past_key_values": first.past_key_values,
+    }
+
+
+def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs) -> None:
+    """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'."""
+    assert actual.shape == expected.shape
+    real = inputs["attention_mask"][:, -expected.shape[1] :].bool()
+    assert_close(actual[real], expected[real], **TOLERANCE)
+
+
+def assert_same_cache(actual: Any, expected: Any, inputs: Inputs) -> None:
+    """Equal lengths, and equal keys and values of every layer wherever a row has no padding.
+
+    Padding is at the start of a row and is the first to be dropped, so the last columns of the mask tell what
+    is padding in a shortened layer too. What follows the prompt is no padding.
+    """
+    assert oracle.cache_lengths(actual) == oracle.cache_lengths(expected)
+    mask = inputs["attention_mask"].bool()
+    more = torch.ones(len(mask), expected.get_seq_length() - mask.shape[1], dtype=torch.bool)
+    mask = torch.cat([mask, more], 1)
+    pairs = zip(oracle.cache_tensors(actual), oracle.cache_tensors(expected), strict=True)
+    for layer, (ours, theirs) in enumerate(pairs):
+        for name, our, their in zip(("keys", "values"), ours, theirs, strict=True):
+            real = mask[:, -their.shape[2] :]
+            assert_close(
+                our.transpose(1, 2)[real],
+                their.transpose(1, 2)[real],
+                **TOLERANCE,
+                msg=lambda text, layer=layer, name=name: f"{name} of layer {layer}: {text}",
+            )
+
+
+def assert_same_generation(actual: Any, expected: Any, inputs: Inputs) -> None:
+    """Equal tokens, equal logits behind each of them, equal caches at the end."""
+    assert actual.sequences.tolist() == expected.sequences.tolist()
+    assert_close(torch.stack(actual.logits), torch.stack(expected.logits), **TOLERANCE)
+    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+
+
+def the_pruned_graph(reports: Sequence[Any]) -> Any:
+    """The report of the one graph that was pruned: comparing models that nobody pruned proves nothing."""
+    pruned = [report for report in reports if report.pruned]
+    assert len(pruned) == 1, [(report.pruned, report.reason) for report in reports]
+    return pruned[0]
+
+
+def assert_reported(report: Any, inputs: Inputs, visual: torch.Tensor, run: oracle.Run, **facts: int) -> None:
+    """The report tells the lengths (a symbolic one as text), the facts named, and the oracle's positions."""
+    length, visual_tokens = inputs["input_ids"].shape[1], int(visual.sum()) // len(visual)
+    pruned_length = run.kept[0].shape[1]
+    facts |= {
+        "sequence_length": length,
+        "pruned_length": pruned_length,
+        "visual_tokens": visual_tokens,
+        "kept_tokens": visual_tokens - length + pruned_length,
+    }
+    for name, expected in facts.items():
+        value = getattr(report, name)
+        assert isinstance(value, str) or value == expected, (name, value, expected)
+    assert report.kept.tolist() == run.kept[0].tolist()

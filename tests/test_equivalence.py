@@ -1,0 +1,218 @@
+"""The acceptance matrix: a compiled model computes what the eager model computes that is pruned by hand.
+
+Dynamo's trace of a model takes most of the time of a test and does not depend on the options. The matrix
+therefore traces each model once and hands every graph to the backend once for each set of options
+(`ManyOptions`); then it runs the model with one set after the other. `test_through_the_public_interface`
+goes the way that users go.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch._dynamo.backends.registry import lookup_backend
+
+import sharp_compile
+from tests import oracle
+from tests.architectures import ARCHITECTURES, shared_model, visual_mask
+from tests.support import (
+    assert_reported,
+    assert_same_cache,
+    assert_same_generation,
+    assert_same_logits,
+    forward,
+    generate,
+    the_pruned_graph,
+)
+
+LAYERS = 4  # enough for two long and one short layer at the least
+ROWS = {"one row": {}, "left-padded": {"batch": 2, "pad": [0, 3]}}
+
+MATRIX = [
+    {"selector": selector, "retention": retention, "layer": layer}
+    for selector in ("uniform", "fastv")
+    for retention in (0.5, 0.25, 0.1)
+    for layer in (1, 2)
+]
+# Selectors that the oracle does not know: the positions come from the report.
+OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("sharp", "random", "diversity")]
+IDENTITY = {"retention": 1.0}
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+# In a bare forward call Qwen2-VL injects the visual features in one graph and decodes in another.
+linked_and_not = pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
+one_row_and_padded = pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+
+
+class ManyOptions:
+    """A Dynamo backend that compiles each graph once for each set of options, and runs the chosen one."""
+
+    def __init__(self, cases):
+        self.cases = [case | {"inner": "eager", "on_skip": "silent"} for case in cases]
+        self.indices = [[] for _ in cases]  # in `sharp_compile.reports()`, by case
+        self.chosen = 0
+
+    def __call__(self, graph_module, example_inputs):
+        sharp = lookup_backend("sharp")
+        compiled = []
+        for options, indices in zip(self.cases, self.indices, strict=True):
+            before = len(sharp_compile.reports())
+            compiled.append(sharp(graph_module, example_inputs, options=options))
+            indices.extend(range(before, len(sharp_compile.reports())))
+        return lambda *arguments: compiled[self.chosen](*arguments)
+
+    def reports(self):
+        """The reports of the graphs that were compiled with the chosen options."""
+        reports = sharp_compile.reports()
+        return [reports[index] for index in self.indices[self.chosen]]
+
+
+def prepare(name, **rows):
+    """The eager model, a copy to be compiled, and inputs."""
+    model = shared_model(name, layers=LAYERS)
+    return model, deepcopy(model), ARCHITECTURES[name].inputs(model, **rows)
+
+
+def by_hand(model, case, report):
+    """The oracle for these options."""
+    if case["selector"] in oracle.SELECTORS:
+        return oracle.prune(model, **case)
+    return oracle.prune(model, positions=report.kept)
+
+
+@every_architecture
+@one_row_and_padded
+def test_forward(name, rows, subtests):
+    model, copy, inputs = prepare(name, **rows)
+    backend = ManyOptions([IDENTITY, *MATRIX, *OTHERS])
+    fast = torch.compile(copy, backend=backend)
+    for backend.chosen, case in enumerate([IDENTITY, *MATRIX, *OTHERS]):
+        with subtests.test(**case):
+            actual = forward(fast, inputs)
+            if case == IDENTITY:
+                expected = forward(model, inputs)
+            else:
+                report = the_pruned_graph(backend.reports())
+                with by_hand(model, case, report) as run:
+                    expected = forward(model, inputs)
+                layer = case.get("layer", 1)
+                assert_reported(report, inputs, visual_mask(model, inputs), run, layer=layer, num_layers=LAYERS)
+            assert_same_logits(actual.logits, expected.logits, inputs)
+            assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+
+
+@every_architecture
+@one_row_and_padded
+def test_generate(name, rows, subtests):
+    model, copy, inputs = prepare(name, **rows)
+    backend = ManyOptions([IDENTITY, *MATRIX])
+    copy.compile(backend=backend)
+    for backend.chosen, case in enumerate([IDENTITY, *MATRIX]):
+        with subtests.test(**case):
+            actual = generate(copy, inputs)
+            if case == IDENTITY:
+                expected = generate(model, inputs)
+            else:
+                report = the_pruned_graph(backend.reports())
+                with oracle.prune(model, **case) as run:
+                    expected = generate(model, inputs)
+                layer = case["layer"]
+                assert_reported(report, inputs, visual_mask(model, inputs), run, layer=layer, num_layers=LAYERS)
+            assert_same_generation(actual, expected, inputs)
+
+
+@every_architecture
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_through_the_public_interface(name, inner):
+    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    options = case | {"inner": inner}
+    model, copy, inputs = prepare(name, **ROWS["left-padded"])
+    with oracle.prune(model, **case) as run:
+        expected = forward(model, inputs), generate(model, inputs)
+
+    actual = forward(torch.compile(copy, backend="sharp", options=options), inputs)
+    report = the_pruned_graph(sharp_compile.reports())
+    assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
+    assert_same_logits(actual.logits, expected[0].logits, inputs)
+    assert_same_cache(actual.past_key_values, expected[0].past_key_values, inputs)
+
+    torch._dynamo.reset()
+    sharp_compile.reset()
+    copy.compile(backend="sharp", options=options)
+    actual = generate(copy, inputs)
+    report = the_pruned_graph(sharp_compile.reports())
+    assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
+    assert_same_generation(actual, expected[1], inputs)
+
+
+@every_architecture
+def test_other_lengths_after_the_first(name):
+    """The second length makes the graphs dynamic; a shorter and a padded prompt follow."""
+    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    model, copy, _ = prepare(name)
+    fast = torch.compile(copy, backend="sharp", options=case | {"inner": "eager"})
+    for rows in ({"frames": 8}, {"frames": 12, "text": 15}, {"frames": 4, "text": 9}, ROWS["left-padded"]):
+        inputs = ARCHITECTURES[name].inputs(model, **rows)
+        actual = forward(fast, inputs)
+        with oracle.prune(model, **case) as run:
+            expected = forward(model, inputs)
+        assert any(r.pruned and r.kept is not None and r.kept.equal(run.kept[0]) for r in sharp_compile.reports())
+        assert_same_logits(actual.logits, expected.logits, inputs)
+        assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+
+
+@linked_and_not
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_dynamic_said_beforehand(name, dynamic):
+    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    model, copy, _ = prepare(name)
+    fast = torch.compile(copy, backend="sharp", dynamic=dynamic, options=case | {"inner": "eager"})
+    for frames in (8, 12):
+        inputs = ARCHITECTURES[name].inputs(model, frames=frames)
+        actual = forward(fast, inputs)
+        with oracle.prune(model, **case):
+            expected = forward(model, inputs)
+        assert_same_logits(actual.logits, expected.logits, inputs)
+        assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+
+
+@linked_and_not
+def test_without_an_attention_mask(name):
+    """`is_causal` takes the place of a mask."""
+    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    model, copy, inputs = prepare(name)
+    bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": "eager"}), bare)
+    with oracle.prune(model, **case) as run:
+        expected = forward(model, bare)
+    report = the_pruned_graph(sharp_compile.reports())
+    assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
+    assert_same_logits(actual.logits, expected.logits, inputs)
+    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+
+
+@every_architecture
+def test_several_stages(name):
+    stages = [(0, 0.5), (1, 0.25), (2, 0.1)]
+    model, copy, inputs = prepare(name, **ROWS["left-padded"])
+    copy.compile(backend="sharp", options={"stages": stages, "selector": "fastv", "inner": "eager"})
+    actual = generate(copy, inputs)
+    with oracle.prune(model, stages=stages, selector="fastv"):
+        expected = generate(model, inputs)
+    the_pruned_graph(sharp_compile.reports())
+    assert_same_generation(actual, expected, inputs)
+
+
+@linked_and_not
+def test_hidden_states_are_short_after_the_cut(name):
+    case = {"selector": "uniform", "retention": 0.25, "layer": 1}
+    model, _, inputs = prepare(name)
+    inputs["output_hidden_states"] = True
+    with oracle.prune(model, **case):
+        expected = forward(model, inputs).hidden_states
+    copy = deepcopy(model)  # only now, as the first call that asks for hidden states installs hooks for them
+    actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": "eager"}), inputs).hidden_states
+    the_pruned_graph(sharp_compile.reports())
+    assert len(actual) == len(expected) == LAYERS + 1
+    for index in (0, 1, 3, 4):  # 2 is at the cut, and may be long or short
+        torch.testing.assert_close(actual[index], expected[index], atol=1e-4, rtol=1e-4)
