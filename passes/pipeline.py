@@ -111,8 +111,9 @@ def prune(
 def _check_layer(decoder: Decoder, cut: Cut) -> None:
     if cut.layer + 1 >= len(decoder.layers):
         raise CannotPrune(
-            f"layer={cut.layer} leaves no later layer to shorten: this graph has {len(decoder.layers)} decoder "
-            "layers with attention; choose a lower layer"
+            f"layer={cut.layer} leaves no later layer to shorten: the decoder layers in this graph are "
+            f"{len(decoder.layers)}. If the model has more, Dynamo cuts it into several graphs and has to be kept "
+            "from that (TORCH_LOGS=graph_breaks shows where); else choose a lower layer"
         )
     attention = decoder.layers[cut.layer]
     query, key = example_tensor(attention.query), example_tensor(attention.key)

@@ -29,7 +29,7 @@ import torch
 from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
@@ -132,10 +132,12 @@ class _Probe:
         return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
 
     def _plan(self, node: Node, stage: int) -> tuple[tuple[Repair, ...], Any]:
-        choices = [list(self._choices(leaf, stage)) for leaf in leaves_of(node)]
+        leaves = leaves_of(node)
+        choices = [list(self._choices(leaf, stage)) for leaf in leaves]
         # Layers repeat: a node whose arguments look like an earlier one's has its plan.
-        shape = str(with_leaves(node, [None] * len(choices)))
-        key = (node.op, node.target, stage, shape, str(choices), _describe(example(node)))
+        structure = str(with_leaves(node, [None] * len(leaves)))
+        seen = [(self._is_side(leaf), *map(_signature, chosen)) for leaf, chosen in zip(leaves, choices, strict=True)]
+        key = (node.op, node.target, stage, structure, tuple(seen), str(tree_map(_describe, example(node))))
         if key not in self.memo:
             self.memo[key] = self._search(node, choices)
         return self.memo[key]
@@ -332,6 +334,15 @@ def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None) -> 
     for _ in range(stages):
         primes.append(unused_above(primes[-1]))
     return Marks(tuple(primes[1:]), None if rows is None else unused_above(max(100, rows)))
+
+
+def _signature(choice: _Choice) -> str:
+    """All of a choice that a node's behaviour may depend on."""
+    leaves = [
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+        for leaf in tree_leaves(choice.value)
+    ]
+    return str((leaves, choice.repair, choice.changed))
 
 
 def _describe(value: Any) -> str:

@@ -167,7 +167,6 @@ class LinkedGraph:
             place, link = linked
             compiled = self.prepare(place, link, args)
             if compiled is not None:
-                self._describe(args[place], link)
                 mask = link.is_visual.unsqueeze(-1)
                 elements = carrier(link.elements, mask)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
@@ -177,7 +176,7 @@ class LinkedGraph:
         return self.unpruned(*args)
 
     def prepare(self, place: int, link: Link, inputs: Sequence[Any]) -> Compiled | None:
-        """The graph pruned for embeddings in input `place`; None where it can't be.
+        """The graph pruned for embeddings in input `place`; None where it has no decoder or can't be.
 
         Raises:
             CannotPrune: where it can't be, with ``on_skip="raise"``.
@@ -186,14 +185,15 @@ class LinkedGraph:
             try:
                 self.pruned[place] = self._prune(place)
             except CannotPrune as reason:
-                self.pruned[place] = None
+                self.pruned[place], link.read = None, True
                 self.report.reason = str(reason)
                 _skip(self.report, self.config)
-            else:
-                self._describe(inputs[place], link)
+        if self.pruned[place] is not None:
+            link.read = True
+            self._describe(inputs[place], link)
         return self.pruned[place]
 
-    def _prune(self, place: int) -> Compiled:
+    def _prune(self, place: int) -> Compiled | None:
         copy = copy_of(self.module)
         placeholders = copy.graph.find_nodes(op="placeholder")
         with copy.graph.inserting_after(placeholders[-1]):
@@ -202,9 +202,8 @@ class LinkedGraph:
         injection = Injection(placeholders[place], (mask,), (elements,))
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None:
-            raise CannotPrune(
-                "an input of this graph holds visual features, but no attention was found that reads them"
-            )
+            self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
+            return None
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
         self.report.layer = self.config.cuts[-1].layer
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"

@@ -31,7 +31,7 @@ class Link:
     """Visual features in a tensor of embeddings.
 
     ``is_visual`` is ``[B, S]`` bool; ``elements`` the number of feature elements injected in all rows.
-    ``read`` says whether a decoder's graph has taken the embeddings as an input.
+    ``read`` is for who finds the link to set: a decoder has read the embeddings.
     """
 
     is_visual: Tensor
@@ -75,7 +75,6 @@ class Links:
                 continue
             link = entry[1]
             if value.shape[:2] == link.is_visual.shape and _version(value) == link.version:
-                link.read = True
                 return place, link
         return None
 

@@ -59,7 +59,7 @@ def run(request: Request) -> list[record.Row]:
     sources = list(models.built_in()) if request.model is None else [models.local(request.model)]
     rows: list[record.Row] = []
     sections: list[picture.Section] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         # For each model: load it, count twice, and each way one call more than are timed.
         steps = len(sources) * (3 + len(_WAYS) * (request.repeats + 1))
@@ -188,7 +188,7 @@ def _section(
 
 def _print(rows: Sequence[record.Row], request: Request, frames: int) -> None:
     """Print the tables for people, with all that is needed to read their numbers."""
-    console = Console()
+    console = Console(markup=False)  # file names may have brackets
     console.print(
         f"{frames} frames of {request.video.name}; retention {request.retention:g}, selector {request.selector}"
     )
