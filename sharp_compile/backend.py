@@ -159,6 +159,7 @@ class LinkedGraph:
         self.module, self.config, self.report = module, config, made
         self.unpruned: Compiled | None = None
         self.pruned: dict[int, Compiled | None] = {}
+        self.has_decoder = False
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
@@ -185,11 +186,11 @@ class LinkedGraph:
             try:
                 self.pruned[place] = self._prune(place)
             except CannotPrune as reason:
-                self.pruned[place], link.read = None, True
+                self.pruned[place], self.has_decoder, link.read = None, True, True
                 self.report.reason = str(reason)
                 _skip(self.report, self.config)
+        link.read = link.read or self.has_decoder
         if self.pruned[place] is not None:
-            link.read = True
             self._describe(inputs[place], link)
         return self.pruned[place]
 
@@ -204,6 +205,7 @@ class LinkedGraph:
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None
+        self.has_decoder = True
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
         self.report.layer = self.config.cuts[-1].layer
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
