@@ -173,7 +173,7 @@ def _brief(error: Exception) -> str:
 
 def _device() -> torch.device:
     """Return where the models run."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _dtype() -> torch.dtype:
