@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -24,6 +25,7 @@ class Emitter:
 
     def __init__(self, module: GraphModule, trace: bool) -> None:
         self.module, self.graph, self.trace = module, module.graph, trace
+        self.traced: dict[Any, GraphModule] = {}
 
     @contextmanager
     def before(self, node: Node) -> Iterator[None]:
@@ -54,9 +56,12 @@ class Emitter:
             return function(*(next(remaining) if isinstance(argument, Node) else argument for argument in arguments))
 
         values = [example(node) for node in nodes]
-        with fake_mode(values):
-            traced = make_fx(of_nodes)(*values)
-        inlined = self._inline(traced, nodes)
+        # Layers repeat: the same function of values that look the same is traced once.
+        key = (function, *(_signature(argument) for argument in arguments))
+        if key not in self.traced:
+            with fake_mode(values):
+                self.traced[key] = make_fx(of_nodes)(*values)
+        inlined = self._inline(self.traced[key], nodes)
         return inlined[0] if results == 1 else inlined
 
     def size(self, node: Node, axis: int) -> int | Node:
@@ -102,3 +107,12 @@ class Emitter:
             place += 1
         self.module.register_buffer(name, getattr(traced, str(node.target)), persistent=False)
         return name
+
+
+def _signature(argument: Any) -> str:
+    """All that tracing may depend on in an argument of a function."""
+    value = example(argument)
+    if isinstance(value, Tensor):
+        sizes, strides = [str(size) for size in value.shape], [str(stride) for stride in value.stride()]
+        return str((sizes, strides, value.dtype, value.device, value.requires_grad))
+    return f"{isinstance(argument, Node)} {value}"

@@ -1,6 +1,5 @@
 """Timing in turns, counting where the work is done, and models that share their weights."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,24 +8,26 @@ import torch
 from sharp_compile.demo import measure
 
 
-def test_functions_are_timed_in_turns_after_a_first_call_each():
+def test_functions_are_timed_in_turns_after_a_first_call_each(monkeypatch):
     calls = []
     steps = []
+    clock = [0.0]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def slow_at_first(name, first, later):
         def run():
-            time.sleep(first if name not in calls else later)
+            clock[0] += first if name not in calls else later
             calls.append(name)
 
         return run
 
     timings = measure.interleave(
-        {"a": slow_at_first("a", 0.2, 0.01), "b": slow_at_first("b", 0.0, 0.05)}, 3, steps.append
+        {"a": slow_at_first("a", 8.0, 1.0), "b": slow_at_first("b", 0.0, 2.0)}, 3, steps.append
     )
     assert calls == ["a", "b"] * 4
     assert steps == calls
-    assert 0.01 <= timings["a"].median < timings["b"].median
-    assert timings["a"].compilation > 0.1 and timings["b"].compilation == 0.0
+    assert (timings["a"].median, timings["b"].median) == (1.0, 2.0)
+    assert (timings["a"].compilation, timings["b"].compilation) == (7.0, 0.0)
 
 
 def test_a_twin_shares_the_weights_and_nothing_else():
