@@ -13,3 +13,13 @@ torch.set_num_threads(1)
 def forget_compilations():
     torch._dynamo.reset()
     sharp_compile.reset()
+
+
+@pytest.fixture
+def room_for_many_graphs():
+    """Lets a model be called in many ways.
+
+    Each way adds graphs of the same functions, of which Dynamo compiles 8; then it runs them eagerly, unpruned.
+    """
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield

@@ -38,6 +38,7 @@ MATRIX = [
 OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("sharp", "random", "diversity")]
 IDENTITY = {"retention": 1.0}
 
+pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 # In a bare forward call Qwen2-VL injects the visual features in one graph and decodes in another.
 linked_and_not = pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])

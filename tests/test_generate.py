@@ -31,11 +31,7 @@ every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 every_ragged_architecture = pytest.mark.parametrize("name", [n for n, a in ARCHITECTURES.items() if a.ragged])
 
 
-@pytest.fixture(autouse=True)
-def room_for_many_graphs():
-    """Each way to generate adds graphs of one `forward`; at its limit (8) Dynamo runs it eagerly: unpruned."""
-    with torch._dynamo.config.patch(recompile_limit=64):
-        yield
+pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
 
 
 def prepare(name, **overrides):
