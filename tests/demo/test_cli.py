@@ -86,11 +86,11 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 @needs_torchvision
-def test_a_machine_without_a_compiler_is_told_so_at_once(tmp_path, monkeypatch):
+def test_a_machine_without_a_compiler_is_told_so_at_once(tmp_path):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    result = run("demo", "--output", tmp_path / "a.png")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        result = run("demo", "--output", tmp_path / "a.png")
     assert result.exit_code == 1
     assert "error: Inductor needs a C++ compiler" in result.stderr
 
