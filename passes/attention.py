@@ -36,7 +36,7 @@ class Attention:
     (after rotary embedding, key and value heads repeated or not). ``mask`` is boolean (True: may be seen)
     or additive, broadcastable to ``[B, H, Sq, Sk]``. ``scale`` multiplies the product; None stands for
     ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
-    by its own arguments; with a mask it may be.
+    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask.
     """
 
     query: Node
@@ -45,6 +45,7 @@ class Attention:
     scale: float | Node | None
     output: Node
     causal: bool
+    masked: Node | None
 
 
 def find_attention(graph: Graph) -> list[Attention]:
@@ -68,7 +69,7 @@ def _fused(node: Node) -> Attention | None:
         return None
     given = sdpa_arguments(node.args, node.kwargs)
     mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
-    return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal)
+    return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal, node)
 
 
 def _eager(node: Node) -> Attention | None:
@@ -76,7 +77,7 @@ def _eager(node: Node) -> Attention | None:
         return None
     rank = scores.ndim
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    product, mask, scale = _scores(node.args[0])
+    product, mask, scale, masked = _scores(node.args[0])
     output = _value_product(node)
     if dim not in (-1, rank - 1) or product is None or output is None:
         return None
@@ -86,19 +87,21 @@ def _eager(node: Node) -> Attention | None:
     key, *swapped = arguments(transposed)
     if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
         return None
-    return Attention(query, key, mask, scale, output, causal=False)
+    return Attention(query, key, mask, scale, output, causal=False, masked=masked)
 
 
-def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node]:
-    """Walks from a softmax back to ``query @ key^T``: the product (None if unknown), mask and scale."""
+def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:
+    """Walks from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
     mask: Node | None = None
+    masked: Node | None = None
     scale: float | Node | None = None
     while isinstance(node, Node):
         if node.target in _MATMUL:
-            return node, mask, 1.0 if scale is None else scale
+            return node, mask, 1.0 if scale is None else scale, masked
         if node.target in _THROUGH:
             node = node.args[0]
         elif node.target in _ADD and example_tensor(node.args[1]) is not None and mask is None and scale is None:
+            masked = node
             node, mask = arguments(node)
         elif node.target in _MUL | _DIV and scale is None and isinstance(node.args[1], int | float):
             factor = arguments(node)[1]
@@ -113,7 +116,7 @@ def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node]:
             node, scale = arguments(node)
         else:
             break
-    return None, None, 1.0
+    return None, None, 1.0, None
 
 
 def _value_product(node: Node) -> Node | None:

@@ -64,6 +64,14 @@ class Emitter:
         inlined = self._inline(self.traced[key], nodes)
         return inlined[0] if results == 1 else inlined
 
+    def constant(self, value: Tensor, like: Node) -> Node:
+        """Adds a tensor that is known now, on the device of `like`."""
+        there = example_tensor(like)
+        value = value if there is None else value.to(there.device)
+        node = self.graph.get_attr(self._keep(value))
+        mode = fake_mode([example(placeholder) for placeholder in self.graph.find_nodes(op="placeholder")])
+        return self._remember(node, mode.from_tensor(value))
+
     def size(self, node: Node, axis: int) -> int | Node:
         """The size of a tensor: a number if it is static, else a node."""
         value = example_tensor(node)
@@ -97,15 +105,15 @@ class Emitter:
             else:
                 copies[node] = self._remember(self.graph.node_copy(node, copies.__getitem__), node.meta.get("val"))
                 if node.op == "get_attr":
-                    copies[node].target = self._own(traced, node)
+                    copies[node].target = self._keep(getattr(traced, str(node.target)))
         raise AssertionError("a graph ends with its output")
 
-    def _own(self, traced: GraphModule, node: Node) -> str:
-        """Takes over a constant of a traced function, under a name that the module does not have."""
+    def _keep(self, value: Tensor) -> str:
+        """Registers a constant, under a name that the module does not have."""
         place = 0
         while hasattr(self.module, name := f"_constant_{place}"):
             place += 1
-        self.module.register_buffer(name, getattr(traced, str(node.target)), persistent=False)
+        self.module.register_buffer(name, value, persistent=False)
         return name
 
 

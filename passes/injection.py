@@ -22,12 +22,14 @@ class Injection:
 
     ``embeddings`` is the node ``[B, S, C]`` that holds text and visual features, after the last injection.
     ``masks`` are the nodes ``[B, S, 1 or C]`` that say where, ``features`` the nodes whose elements, in
-    rows of C, were put there: one each for images and videos that come in one prompt.
+    rows of C, were put there: one each for images and videos that come in one prompt. ``frame`` is the node
+    ``[B, S]`` int64 of the frame of each token, -1 outside, where an earlier graph found that out.
     """
 
     embeddings: Node
     masks: tuple[Node, ...]
     features: tuple[Node, ...]
+    frame: Node | None = None
 
 
 def find_injections(graph: Graph) -> list[Injection]:

@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..config import Config, Cut
-from ..selectors import score_function
+from ..selectors import rule
 from .attention import Attention, find_attention
 from .decoder import Decoder, check_whole, find_decoder
 from .emit import Emitter
 from .errors import CannotPrune
+from .frames import emit_frames, find_frames
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
 from .probe import probe
 from .rotation import find_rotation
+from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, padding_mask, visual_mask
 from .shrink import Shrinker
 from .sizes import expression
@@ -29,9 +31,10 @@ from .sizes import expression
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was done to a graph, whose module now returns two tensors more than before, at the end.
+    """What was done to a graph, whose module now returns three tensors more than before, at the end.
 
-    These are the kept positions ``[B, S']`` int64, and the number of text tokens of each row, ``[B]`` int64.
+    These are the kept positions ``[B, S']`` int64, the scores that led to the first cut, ``[B, S]`` float32 with
+    NaN where a token is not visual, and the number of text tokens of each row, ``[B]`` int64.
     ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones.
     """
 
@@ -76,27 +79,39 @@ def prune(
     is_padding = padding_mask(decoder.layers[config.cuts[0].layer], length)
     cuts = [decoder.hidden[cut.layer + 1] for cut in config.cuts]
     rotations = [find_rotation(decoder, cut.layer) for cut in config.cuts]
+    steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
+    if steered is not None:
+        check_maskable(decoder, config.cuts[0].layer)
     plans = probe(module.graph, injection.embeddings, cuts)
     # From here on nothing declines.
     emit = Emitter(module, trace)
     shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
-    score = score_function(config)
+    chosen = rule(config)
+    with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
+        is_visual = emit(visual_mask, *injection.masks)
+        frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
+        frame = emit_frames(emit, frames, injection, is_visual)
+    if steered is not None:
+        emit_segment_mask(emit, decoder, config.cuts[0].layer, frame, steered)
     with emit.before(shrinker.first_reader()):
         sequence = emit.size(injection.embeddings, 1)
         visual = _visual_tokens(emit, injection)
-        is_visual = emit(visual_mask, *injection.masks)
         masks = [mask for mask in [decoder.layers[config.cuts[0].layer].mask] if mask is not None]
-        tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks))
+        tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
+    all_scores = []
     for stage, (cut, rotation) in enumerate(zip(config.cuts, rotations, strict=True)):
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            attention = _as_rewritten(module.graph, decoder.layers[cut.layer])
+            attention = decoder.layers[cut.layer]
+            if stage > 0:
+                attention = _as_rewritten(module.graph, attention)
             hidden = shrinker.read(decoder.hidden[cut.layer], stage)
-            positions, tokens = emit_selection(emit, attention, hidden, rotation, tokens, score, pruned)
+            positions, scores, tokens = emit_selection(emit, attention, hidden, rotation, tokens, chosen, pruned)
+        all_scores.append(scores)
         shrinker.enter(positions, pruned)
-    _return_also(module.graph, shrinker.stages[-1].original, text)
+    _return_also(module.graph, shrinker.stages[-1].original, all_scores[0], text)
     module.graph.lint()
     module.recompile()
     lengths = {

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from ..kernels.attention_rows import may_see
 from ..kernels.keep import keep_positions
-from ..selectors import Context, Score
+from ..selectors import Context, Rule
 from .attention import Attention
 from .emit import Emitter
 from .errors import CannotPrune
@@ -23,10 +23,14 @@ from .sizes import expression
 
 @dataclass(frozen=True)
 class Tokens:
-    """The kinds of the tokens of one stage, as nodes ``[B, S]`` bool."""
+    """The kinds of the tokens of one stage, as nodes ``[B, S]``.
+
+    ``is_visual`` and ``is_padding`` are bool; ``frame`` is int64, -1 where a token is not visual.
+    """
 
     is_visual: Node
     is_padding: Node
+    frame: Node
 
 
 def padding_mask(attention: Attention, length: int | SymInt) -> Callable[..., Tensor]:
@@ -71,9 +75,9 @@ def emit_selection(
     hidden: Node,
     rotation: Rotation,
     tokens: Tokens,
-    score: Score,
+    rule: Rule,
     kept: int | Node,
-) -> tuple[Node, Tokens]:
+) -> tuple[Node, Node, Tokens]:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
@@ -82,11 +86,12 @@ def emit_selection(
         hidden: what enters the layer, ``[B, S, C]``.
         rotation: that of the layer's keys.
         tokens: the kinds of the layer's tokens.
-        score: the selection rule.
+        rule: the selection rule.
         kept: how many tokens a row keeps, a number or the node of one.
 
     Returns:
-        The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer, and their kinds.
+        The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer; that of the scores,
+        ``[B, S]`` float32, NaN where a token is not visual; and the kinds of the kept tokens.
     """
     rotate, rotation_inputs = rotation_module(rotation)
     mask, scale = attention.mask, attention.scale
@@ -98,11 +103,13 @@ def emit_selection(
         hidden: Tensor,
         is_visual: Tensor,
         is_padding: Tensor,
+        frame: Tensor,
         kept: int,
         mask: Tensor | None,
         scale: float | None,
-        *rotation_inputs: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        *others: Any,
+    ) -> tuple[Tensor, ...]:
+        constants, rotation_inputs = others[: len(rule.constants)], others[len(rule.constants) :]
         with torch.no_grad():
             context = Context(
                 query,
@@ -111,15 +118,18 @@ def emit_selection(
                 hidden,
                 is_visual,
                 is_padding,
+                frame,
                 scale,
                 mask,
                 kept,
                 rotate=lambda keys: rotate(keys, *rotation_inputs),
             )
-            positions = keep_positions(_checked(score(context), is_visual), is_visual, is_padding, kept)
-            return positions, is_visual.gather(1, positions), is_padding.gather(1, positions)
+            scores = _checked(rule.score(context, *constants), is_visual)
+            positions = keep_positions(scores, is_visual, is_padding, kept)
+            of_kept = (kind.gather(1, positions) for kind in (is_visual, is_padding, frame))
+            return positions, scores.float().where(is_visual, float("nan")), *of_kept
 
-    positions, is_visual, is_padding = emit(
+    positions, scores, *kinds = emit(
         select,
         attention.query,
         attention.key,
@@ -127,13 +137,15 @@ def emit_selection(
         hidden,
         tokens.is_visual,
         tokens.is_padding,
+        tokens.frame,
         kept,
         mask,
         scale,
+        *(emit.constant(value, like=attention.query) for value in rule.constants),
         *rotation_inputs,
-        results=3,
+        results=5,
     )
-    return positions, Tokens(is_visual, is_padding)
+    return positions, scores, Tokens(*kinds)
 
 
 def _checked(scores: Any, is_visual: Tensor) -> Tensor:

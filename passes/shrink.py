@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ..kernels.gather import gather_tokens
+from ..kernels.gather_together import gather_together
 from .emit import Emitter
 from .nodes import example, fake_mode, leaves_of, run, with_leaves
 from .probe import Gather, Length, NodePlan, Repair
@@ -47,11 +51,38 @@ class Shrinker:
         before = len(self.stages)
         with self.emit.before(self.first_reader()):
             original = self.emit(_compose, self.stages[-1].original, positions) if before else positions
-            hidden = self.emit(gather_tokens, self.read(self.cuts[before], before), positions, 1, 0)
-        self.stages.append(Stage(positions, original, length, hidden))
+            hidden, sides = self._gather_together(positions, original)
+        self.stages.append(Stage(positions, original, length, hidden, sides))
         for node, plan in self.plans.items():
             if plan.stage == before + 1:
                 self._rewrite(node, plan)
+
+    def _gather_together(self, positions: Node, original: Node) -> tuple[Node, dict[tuple[Node, Gather], Node]]:
+        """Gathers the hidden states of the cut, and all side tensors that are there already, in one operator.
+
+        Side tensors count in the tokens of the full sequence: at later cuts the hidden states don't, and are
+        gathered apart. Tensors with two token axes (masks) are left to `_gathered`.
+        """
+        before, first = len(self.stages), self.first_reader()
+        there = set(itertools.takewhile(lambda node: node is not first, self.emit.graph.nodes))
+        sides = [
+            (leaf, repair)
+            for node, plan in self.plans.items()
+            if plan.stage == before + 1
+            for leaf, repair in zip(leaves_of(node), plan.repairs, strict=True)
+            if isinstance(repair, Gather) and isinstance(leaf, Node) and leaf in there and leaf not in self.cuts
+            if repair.stage == 0 and len(repair.axes) == 1 and not repair.merged
+        ]
+        sides = list(dict.fromkeys(sides))
+        of_cut = (self.read(self.cuts[before], before), Gather(before, (1,), 0))
+        calls = [(positions, [of_cut, *sides])] if before == 0 else [(positions, [of_cut]), (original, sides)]
+        made: dict[tuple[Node, Gather], Node] = {}
+        for places, wanted in calls:
+            if wanted:
+                take = _taking_together(tuple(_layout(repair) for _, repair in wanted))
+                nodes = self.emit(take, places, *(leaf for leaf, _ in wanted), results=len(wanted))
+                made |= zip(wanted, nodes if len(wanted) > 1 else [nodes], strict=True)
+        return made.pop(of_cut), made
 
     def read(self, node: Node, stage: int) -> Node:
         """What stands for `node` at `stage`: a cut is read as the hidden states gathered there."""
@@ -108,6 +139,37 @@ class Shrinker:
 def _compose(first: Tensor, then: Tensor) -> Tensor:
     """Positions ``[B, N]`` in the tokens that ``first`` ``[B, M]`` kept, as positions in what it kept them of."""
     return first.gather(1, then)
+
+
+def _layout(repair: Gather) -> tuple[int, int | None, bool]:
+    return repair.axes[0], None if repair.batch_is_new else repair.batch_axis, repair.batch_is_new
+
+
+def _taking_together(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
+    """A function that gathers several tensors with one token axis each.
+
+    ``layouts`` are, for each, its token axis, its batch axis (None where it has none), and whether the result
+    gets one that it had not.
+    """
+
+    def take_together(positions: Tensor, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        aligned, shapes = [], []
+        for value, (axis, batch_axis, _) in zip(values, layouts, strict=True):
+            value = value.unsqueeze(0) if batch_axis is None else value.movedim(batch_axis, 0)
+            axis += batch_axis is None or batch_axis > axis
+            ahead, behind = value.shape[1:axis], value.shape[axis + 1 :]
+            aligned.append(value.reshape(value.shape[0], math.prod(ahead), value.shape[axis], math.prod(behind)))
+            shapes.append((ahead, behind))
+        results = []
+        taken = gather_together(aligned, positions)
+        for result, (ahead, behind), (_, batch_axis, batch_is_new) in zip(taken, shapes, layouts, strict=True):
+            result = result.view(result.shape[0], *ahead, result.shape[2], *behind)
+            if not batch_is_new:
+                result = result.squeeze(0) if batch_axis is None else result.movedim(0, batch_axis)
+            results.append(result)
+        return tuple(results) if len(results) > 1 else results[0]
+
+    return take_together
 
 
 def _take(

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
 from .passes.errors import CannotPrune
@@ -18,10 +19,12 @@ from .report import GraphReport, reports, reset
 from .selectors import Context
 
 __all__ = [
+    "Calibration",
     "CannotPrune",
     "Context",
     "Explanation",
     "GraphReport",
+    "calibrate",
     "compile",
     "explain",
     "reports",

@@ -27,6 +27,7 @@ from .integrations import transformers
 from .link import Link, Links, carrier
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune
+from .passes.frames import emit_frames, find_frames
 from .passes.injection import Injection, find_injections
 from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import copy_of, injected_elements, prune
@@ -121,7 +122,9 @@ def _compile_publishing(copy: GraphModule, injection: Injection, inputs: Sequenc
     place = outputs.index(injection.embeddings)
     emit = Emitter(copy, trace=True)
     with emit.before(output):
-        told = [emit(visual_mask, *injection.masks), injected_elements(emit, injection)]
+        frames = find_frames(injection, None, config.tokens_per_frame, emit)
+        is_visual = emit(visual_mask, *injection.masks)
+        told = [emit_frames(emit, frames, injection, is_visual), injected_elements(emit, injection)]
     output.args = ((*outputs, *told),)
     copy.recompile()
     made = report.add(GraphReport(False, "visual features are injected in this graph, a later one has the decoder"))
@@ -135,8 +138,8 @@ def _compile_publishing(copy: GraphModule, injection: Injection, inputs: Sequenc
         _skip(made, config, may_raise=False)
 
     def run(*args: Any) -> Sequence[Any]:
-        *results, is_visual, elements = compiled(*args)
-        links.publish(results[place], is_visual, int(elements), never_read)
+        *results, frame, elements = compiled(*args)
+        links.publish(results[place], frame, int(elements), never_read)
         return tuple(results)
 
     return run
@@ -147,7 +150,7 @@ class LinkedGraph:
 
     Whether they hold any is known at run time only, call by call, from the tensor itself (`link.Links`).
     How many visual tokens there are is no input of Dynamo's graph, so its guards can't speak of it: the
-    rewritten graph gets two inputs more, the visual mask and a tensor whose size is the number of elements,
+    rewritten graph gets two inputs more, the frames and a tensor whose size is the number of elements,
     and Dynamo compiles it in its own right, with guards on all of them. The same graph without visual tokens
     runs unpruned; that too is compiled when it is first needed.
 
@@ -168,10 +171,9 @@ class LinkedGraph:
             place, link = linked
             compiled = self.prepare(place, link, args)
             if compiled is not None:
-                mask = link.is_visual.unsqueeze(-1)
-                elements = carrier(link.elements, mask)
+                elements = carrier(link.elements, link.frame)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
-                return compiled(*args, mask, elements)
+                return compiled(*args, link.frame, elements)
         if self.unpruned is None:
             self.unpruned = self._compile(self.module)
         return self.unpruned(*args)
@@ -199,8 +201,11 @@ class LinkedGraph:
         placeholders = copy.graph.find_nodes(op="placeholder")
         with copy.graph.inserting_after(placeholders[-1]):
             elements = copy.graph.placeholder("injected_elements")
-            mask = copy.graph.placeholder("visual_mask")
-        injection = Injection(placeholders[place], (mask,), (elements,))
+            frame = copy.graph.placeholder("frame")
+        emit = Emitter(copy, trace=False)
+        with emit.before(frame.next):
+            mask = emit(_in_a_frame, frame)
+        injection = Injection(placeholders[place], (mask,), (elements,), frame)
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
@@ -226,11 +231,15 @@ class LinkedGraph:
         self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
 
 
+def _in_a_frame(frame: Tensor) -> Tensor:
+    return (frame >= 0).unsqueeze(-1)
+
+
 def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
     """A pruned graph as Dynamo expects it: what it returns on top goes to the report."""
 
     def run(*args: Any) -> Sequence[Any]:
-        *results, kept, text = compiled(*args)
+        *results, kept, scores, text = compiled(*args)
         most = int(text.max())
         if most > kept.shape[1]:
             row = int(text.argmax())
@@ -239,7 +248,7 @@ def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
                 "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
                 "rows of little or no video; run those apart, or with a higher retention"
             )
-        made.kept = kept.clone()
+        made.kept, made.scores = kept.clone(), scores.clone()
         report.notice(made)
         return tuple(results)
 

@@ -7,8 +7,7 @@ known one. The rest of the package reads a `Config` and never doubts it.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -17,6 +16,9 @@ from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
 import torch
+
+from .calibration import Calibration
+from .parts import Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
 
 Length = TypeVar("Length", int, torch.SymInt)
 """A count of tokens: a number, or a symbol under dynamic shapes."""
@@ -27,9 +29,9 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "layer": 1,
         "stages": None,
         "selector": "sharp",
-        "segment": None,
+        "segment": "scores",
         "debias": "rotary",
-        "dedup": None,
+        "dedup": "keys",
         "seed": 0,
         "inner": "inductor",
         "inductor": MappingProxyType({}),
@@ -41,8 +43,10 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 SELECTORS = ("sharp", "fastv", "uniform", "random", "diversity")
 """The selection rules that have a name."""
 
-PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"segment": (), "debias": ("rotary",), "dedup": ()})
-"""The three parts of ShaRP, each with the forms that this version knows beside `None` (off)."""
+PARTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"segment": parse_segment, "debias": parse_debias, "dedup": parse_dedup}
+)
+"""The three parts of ShaRP, each with what reads its value, unless that is `None` (off)."""
 
 ON_SKIP = ("warn", "raise", "silent")
 """What can be done about a graph that has visual tokens and can't be pruned."""
@@ -86,13 +90,18 @@ class Config:
 
     cuts: tuple[Cut, ...]
     selector: str | Callable[[Any], torch.Tensor]
-    segment: str | None
-    debias: str | None
-    dedup: str | None
+    segment: Segment | None
+    debias: Debias | None
+    dedup: Dedup | None
     seed: int
     inner: str | Callable[..., Any]
     inductor: tuple[tuple[str, Any], ...]
     on_skip: str
+
+    @property
+    def tokens_per_frame(self) -> int | None:
+        """How many visual tokens a frame has, where the user told."""
+        return None if self.segment is None else self.segment.tokens_per_frame
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None = None) -> Config:
@@ -110,16 +119,19 @@ class Config:
         given = dict(options or {})
         for name, value in given.items():
             if name not in DEFAULTS:
-                known = f"no such option, there are {', '.join(DEFAULTS)}{_nearest(name, DEFAULTS)}"
+                known = f"no such option, there are {', '.join(DEFAULTS)}{nearest(name, DEFAULTS)}"
                 raise _refusal(name, value, known)
         values = {**DEFAULTS, **given}
         selector = _selector(values["selector"])
         inner = _inner(values["inner"])
+        cuts = _cuts(values, given)
+        debias = _part("debias", given, selector)
+        _check_calibration(debias, cuts)
         return cls(
-            cuts=_cuts(values, given),
+            cuts=cuts,
             selector=selector,
             segment=_part("segment", given, selector),
-            debias=_part("debias", given, selector),
+            debias=debias,
             dedup=_part("dedup", given, selector),
             seed=_seed(values["seed"]),
             inner=inner,
@@ -131,15 +143,6 @@ class Config:
 def _refusal(name: str, value: object, reason: str) -> ValueError:
     """Return the error that refuses `value` for option `name`."""
     return ValueError(f"option {name}={value!r}: {reason}")
-
-
-def _nearest(misspelt: object, known: Iterable[str]) -> str:
-    """Return a hint to end an error with: which `known` name comes nearest; "" where nothing was misspelt."""
-    if not isinstance(misspelt, str):
-        return ""
-    # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
-    names = difflib.get_close_matches(misspelt.lower(), known, n=1, cutoff=0.0)
-    return "".join(f"; the nearest known name is {name!r}" for name in names)
 
 
 def _natural(value: object) -> int | None:
@@ -200,21 +203,35 @@ def _selector(value: Any) -> str | Callable[[Any], torch.Tensor]:
     if callable(value) or (isinstance(value, str) and value in SELECTORS):
         return value
     allowed = f"must be a function score(ctx) or one of {', '.join(SELECTORS)}"
-    raise _refusal("selector", value, allowed + _nearest(value, SELECTORS))
+    raise _refusal("selector", value, allowed + nearest(value, SELECTORS))
 
 
-def _part(name: str, given: Mapping[str, Any], selector: object) -> str | None:
-    """Return the form in which a part of ShaRP is on; `None` if it is off or the selector isn't ShaRP."""
+def _part(name: str, given: Mapping[str, Any], selector: object) -> Any:
+    """Return a part of ShaRP; `None` if it is off or the selector isn't ShaRP."""
     is_sharp = selector == "sharp"
     value = given.get(name, DEFAULTS[name] if is_sharp else None)
     if value is None:
         return None
-    if not isinstance(value, str) or value not in PARTS[name]:
-        allowed = " or ".join(repr(form) for form in (*PARTS[name], None))
-        raise _refusal(name, value, f"this version has only {allowed}{_nearest(value, PARTS[name])}")
     if not is_sharp:
         raise _refusal(name, value, f"must be None with selector={selector!r}, it is a part of 'sharp'")
-    return value
+    try:
+        return PARTS[name](value)
+    except ValueError as reason:
+        raise _refusal(name, value, str(reason)) from None
+
+
+def _check_calibration(debias: Debias | None, cuts: tuple[Cut, ...]) -> None:
+    """Refuse a calibration that was not measured where the scores are."""
+    if debias is not None and isinstance(debias.profile, Calibration):
+        layers = [cut.layer for cut in cuts]
+        if layers != [debias.profile.layer]:
+            raise _refusal(
+                "debias",
+                debias.profile,
+                f"it was measured at layer {debias.profile.layer}, the cuts are after {layers}",
+            )
+        if not debias.profile.profiles:
+            raise _refusal("debias", debias.profile, "it holds no measurement, see sharp_compile.calibrate")
 
 
 def _seed(value: object) -> int:
@@ -237,7 +254,7 @@ def _inner(value: Any) -> str | Callable[..., Any]:
     if isinstance(value, str) and value in known:
         return value
     allowed = f"must be a function (gm, example_inputs) or a backend other than 'sharp': {', '.join(known)}"
-    raise _refusal("inner", value, allowed + _nearest(value, known))
+    raise _refusal("inner", value, allowed + nearest(value, known))
 
 
 def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
@@ -255,7 +272,7 @@ def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
     for name, patch in value.items():
         attribute = str(name).replace("-", "_")
         if attribute not in current:
-            allowed = f"the name must be one in torch._inductor.config{_nearest(name, current)}"
+            allowed = f"the name must be one in torch._inductor.config{nearest(name, current)}"
             raise _refusal(f"inductor[{name!r}]", patch, allowed)
         expected = config.get_type(attribute)  # type: ignore[attr-defined]  # config modules gain it at run time
         # As in torch, generic and union types aren't asked; nor are annotations that are still text.
@@ -269,4 +286,4 @@ def _on_skip(value: object) -> str:
     """Return what to do about a graph that can't be pruned."""
     if isinstance(value, str) and value in ON_SKIP:
         return value
-    raise _refusal("on_skip", value, f"must be one of {', '.join(ON_SKIP)}{_nearest(value, ON_SKIP)}")
+    raise _refusal("on_skip", value, f"must be one of {', '.join(ON_SKIP)}{nearest(value, ON_SKIP)}")

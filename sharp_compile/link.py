@@ -5,8 +5,8 @@ decoder's graph then takes the embeddings as an input and can't show which of it
 injecting graph can, and hands over the very tensor object that the decoder's graph is called with.
 
 What is published:
-    the injecting graph publishes, after each run, for the tensor that it returns: the visual mask
-    ``[B, S]`` and how many feature elements were injected.
+    the injecting graph publishes, after each run, for the tensor that it returns: the frame of each visual
+    token ``[B, S]`` and how many feature elements were injected.
 What may be relied on:
     `find` returns what was published for exactly this tensor object, if it still holds what it held then.
 What is checked at every call:
@@ -30,11 +30,11 @@ from torch import Tensor
 class Link:
     """Visual features in a tensor of embeddings.
 
-    ``is_visual`` is ``[B, S]`` bool; ``elements`` the number of feature elements injected in all rows.
-    ``read`` is for who finds the link to set: a decoder has read the embeddings.
+    ``frame`` is ``[B, S]`` int64, -1 where a token is not visual; ``elements`` the number of feature
+    elements injected in all rows. ``read`` is for who finds the link to set: a decoder has read the embeddings.
     """
 
-    is_visual: Tensor
+    frame: Tensor
     elements: int
     version: int | None
     read: bool = False
@@ -47,7 +47,7 @@ class Links:
         self._links: dict[int, tuple[weakref.ref[Tensor], Link]] = {}
         self._lock = threading.Lock()
 
-    def publish(self, embeddings: Tensor, is_visual: Tensor, elements: int, never_read: Callable[[], None]) -> None:
+    def publish(self, embeddings: Tensor, frame: Tensor, elements: int, never_read: Callable[[], None]) -> None:
         """Remembers where `embeddings` ``[B, S, C]`` holds features, for as long as it lives.
 
         `never_read` is called if it dies without a decoder's graph having read it.
@@ -62,7 +62,7 @@ class Links:
                 never_read()
 
         with self._lock:
-            link = Link(is_visual, elements, _version(embeddings))
+            link = Link(frame, elements, _version(embeddings))
             self._links[key] = (weakref.ref(embeddings, forget), link)
 
     def find(self, inputs: Sequence[Any]) -> tuple[int, Link] | None:
@@ -74,7 +74,7 @@ class Links:
             if entry is None or not isinstance(value, Tensor) or entry[0]() is not value:
                 continue
             link = entry[1]
-            if value.shape[:2] == link.is_visual.shape and _version(value) == link.version:
+            if value.shape[:2] == link.frame.shape and _version(value) == link.version:
                 return place, link
         return None
 

@@ -23,6 +23,8 @@ class GraphReport:
         visual_tokens: visual tokens of a row.
         kept_tokens: those kept behind the last cut.
         kept: the ``[B, S']`` positions that the last run kept, None before the first.
+        scores: the ``[B, S]`` float32 scores that the first cut of the last run went by, NaN where a token is
+            not visual; None before the first run.
     """
 
     pruned: bool
@@ -34,6 +36,7 @@ class GraphReport:
     visual_tokens: int | str | None = None
     kept_tokens: int | str | None = None
     kept: Tensor | None = None
+    scores: Tensor | None = None
 
 
 _reports: list[GraphReport] = []

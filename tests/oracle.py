@@ -28,12 +28,33 @@ from tests.architectures import visual_mask
 
 
 @dataclass
+class State:
+    """What enters the attention of a layer."""
+
+    query: torch.Tensor  # [B, H, L, D], rotated
+    unrotated: torch.Tensor  # [B, H, L, D], a key for each query head
+    rotate: Callable[[torch.Tensor], torch.Tensor]  # of keys like those
+    scaling: float
+    mask: torch.Tensor | None
+
+    def logits(self, key: torch.Tensor) -> torch.Tensor:
+        """[B, H, L, L] float32, minus infinity where the mask hides a key."""
+        scores = self.query.float() @ key.float().mT * self.scaling
+        if self.mask is None:
+            return scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+        if self.mask.dtype == torch.bool:
+            return scores.masked_fill(~self.mask, -torch.inf)
+        return (scores + self.mask).masked_fill(self.mask < torch.finfo(self.mask.dtype).min / 2, -torch.inf)
+
+
+@dataclass
 class Tokens:
     """What a cut needs to know of the sequence that it shortens, of length L at the layer `layer`."""
 
     visual: torch.Tensor  # [B, L] bool
     padding: torch.Tensor  # [B, L] bool
-    attention: Callable[[], torch.Tensor]  # [B, H, L]: probabilities of the last position at layer `layer`
+    state: Callable[[], State]  # of the attention of layer `layer`
+    frame: torch.Tensor  # [B, L]: the number of each visual token's frame in the whole sequence, -1 for others
 
 
 Choose = Callable[[Tokens, list[int]], torch.Tensor]
@@ -52,10 +73,70 @@ def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 def fastv(tokens: Tokens, counts: list[int]) -> torch.Tensor:
     """The attention that the last position pays to each token, mean over heads (arXiv 2403.06764)."""
-    return tokens.attention().mean(1)
+    state = tokens.state()
+    return state.logits(state.rotate(state.unrotated))[:, :, -1].softmax(-1).mean(1)
 
 
-SELECTORS = {"uniform": uniform, "fastv": fastv}
+def text_attention(tokens: Tokens) -> torch.Tensor:
+    """The attention that the text behind the video pays to each token, mean over its rows and heads."""
+    state = tokens.state()
+    shares = state.logits(state.rotate(state.unrotated)).softmax(-1).mean(1)
+    return torch.stack([shares[row, text_behind(tokens, row)].mean(0) for row in range(len(shares))])
+
+
+def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """ShaRP with its defaults, as docs/method.md has it: debiased logits, segments of a frame, greedy dedup."""
+    state = tokens.state()
+    key = state.rotate(state.unrotated)
+    result = torch.zeros(tokens.visual.shape)
+    for row, count in enumerate(counts):
+        visual = tokens.visual[row].nonzero().flatten()
+        mean = state.unrotated[row : row + 1, :, visual].mean(2, keepdim=True)
+        mean = mean.expand(len(tokens.visual), -1, key.shape[2], -1)
+        content = (state.logits(key) - state.logits(state.rotate(mean)))[row][:, :, visual]
+        scores = content[:, text_behind(tokens, row)].softmax(-1).mean((0, 1))
+        top = scores.sort(descending=True, stable=True).indices[:64]
+        frame = tokens.frame[row]
+        hidden = tokens.visual[row] & (frame[visual, None] != frame[None])  # [V, L]: of another segment
+        given = state.logits(key)[row][:, visual].masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[:, visual]
+        scores = scores + (scores[top, None] / scores[top].sum() * given[top]).sum(0)
+        result[row, visual] = greedy(scores, state.unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
+    return result
+
+
+def greedy(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """Scores that put tokens in the order: those that are no near copy of a better one, then the others."""
+    unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
+    chosen: list[int] = []
+    skipped: list[int] = []
+    for token in scores.sort(descending=True, stable=True).indices.tolist():
+        is_copy = len(chosen) < count and any(unit[token] @ unit[other] > 0.8 for other in chosen)
+        (skipped if is_copy else chosen).append(token)
+    order = torch.tensor([*chosen, *skipped])
+    return torch.zeros(len(scores)).scatter(0, order, torch.arange(len(scores), 0, -1.0))
+
+
+def text_behind(tokens: Tokens, row: int) -> torch.Tensor:
+    """The positions of the text behind the last visual token, the last 64 of them."""
+    last = tokens.visual[row].nonzero().max()
+    positions = torch.arange(tokens.visual.shape[1])
+    return positions[(positions > last) & ~tokens.padding[row]][-64:]
+
+
+def frames(visual: torch.Tensor, tokens_per_frame: int | None) -> torch.Tensor:
+    """The number of each visual token's frame [B, S], -1 for others; text between two tokens parts frames."""
+    result = torch.full(visual.shape, -1)
+    for row in range(len(visual)):
+        frame, inside = -1, 0
+        for position in visual[row].nonzero().flatten().tolist():
+            if position == 0 or not visual[row, position - 1] or inside == tokens_per_frame:
+                frame, inside = frame + 1, 0
+            inside += 1
+            result[row, position] = frame
+    return result
+
+
+SELECTORS = {"uniform": uniform, "fastv": fastv, "sharp": sharp}
 
 
 def pruned_length(length: int, visual: int, retention: float) -> int:
@@ -101,14 +182,16 @@ def prune(
     stages: Sequence[tuple[int, float]] | None = None,
     selector: str | Choose = "uniform",
     positions: torch.Tensor | None = None,
+    tokens_per_frame: int | None = None,
 ) -> Iterator[Run]:
     """Prunes every call of `model` that has visual tokens, and makes the calls that follow on its cache work.
 
-    `retention`, `layer`, `stages` and `selector` mean what they mean to the backend. With `positions`
+    `retention`, `layer`, `stages` and `selector` mean what they mean to the backend. Visual tokens in
+    one piece are one frame, or frames of `tokens_per_frame`. With `positions`
     [B, S'] the one cut keeps those instead of choosing. Each of several stages scores what it sees.
     """
     choose = SELECTORS[selector] if isinstance(selector, str) else selector
-    pruner = Pruner(decoder_layers(model), stages or [(layer, retention)], choose, positions)
+    pruner = Pruner(decoder_layers(model), stages or [(layer, retention)], choose, positions, tokens_per_frame)
     handles = [model.register_forward_pre_hook(pruner.begin, with_kwargs=True)]
     for index, block in enumerate(pruner.layers):
         handles.append(block.register_forward_pre_hook(pruner.enter_layer(index), with_kwargs=True))
@@ -133,11 +216,13 @@ class Pruner:
         cuts: Sequence[tuple[int, float]],
         choose: Choose,
         positions: torch.Tensor | None,
+        tokens_per_frame: int | None,
     ):
         self.layers = layers
         self.cuts = list(cuts)
         self.choose = choose
         self.positions = positions
+        self.tokens_per_frame = tokens_per_frame
         self.run = Run()
         self.visual = self.padding = torch.empty(0)  # [B, S] of the running call
         self.prefill = False
@@ -175,10 +260,15 @@ class Pruner:
         """The positions [B, L'] of the running sequence of length L that remain after layer `layer`."""
         if self.positions is not None:
             return self.positions
-        visual, padding = self.visual, self.padding
+        kinds = self.visual, self.padding, frames(self.visual, self.tokens_per_frame)
         if self.run.kept:
-            visual, padding = visual.gather(1, self.run.kept[-1]), padding.gather(1, self.run.kept[-1])
-        tokens = Tokens(visual, padding, lambda: last_row(self.layers[layer].self_attn, self.seen[layer]))
+            kinds = tuple(kind.gather(1, self.run.kept[-1]) for kind in kinds)
+        visual, padding, frame = kinds
+
+        def state() -> State:
+            return entering(self.layers[layer].self_attn, self.seen[layer])
+
+        tokens = Tokens(visual, padding, state, frame)
         length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
         return keep(tokens, length, self.choose)
 
@@ -201,18 +291,16 @@ class Pruner:
         return hook
 
 
-def last_row(attention: nn.Module, seen: dict[str, Any]) -> torch.Tensor:
-    """The attention probabilities of the last position [B, H, L] in float32, with the model's rotary rule."""
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+def entering(attention: nn.Module, seen: dict[str, Any]) -> State:
+    """What enters an attention, from the outputs of its projections and the arguments that it got."""
+    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     query, key = (seen[name].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for name in ("q_proj", "k_proj"))
-    query, key = rotate(query, key, *seen["position_embeddings"])
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = (query[:, :, -1:].float() @ key.float().mT * attention.scaling).squeeze(2)
+    tables = seen["position_embeddings"]
+    many = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     mask = seen.get("attention_mask")
-    if mask is not None:
-        row = mask[:, :, -1]
-        scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
-    return scores.softmax(-1)
+    return State(
+        apply(query, key, *tables)[0], many, lambda keys: apply(keys, keys, *tables)[1], attention.scaling, mask
+    )
 
 
 def gather_arguments(kwargs: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:

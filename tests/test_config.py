@@ -1,16 +1,21 @@
 """The options: what is refused and how the refusal reads, and what a good mapping turns into."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import sympy
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sharp_compile.calibration import Calibration
 from sharp_compile.config import DEFAULTS, Config, Cut
+from sharp_compile.parts import Debias, Dedup, Segment
+
+PROFILE = Calibration(1, {3: torch.zeros(3)})
 
 
 def score(ctx):
@@ -64,11 +69,25 @@ def score(ctx):
         ("selector", 3),
         ("segment", 1),
         ("segment", "frame"),
+        ("segment", {"frame": 2}),
+        ("segment", {"scope": "all"}),
+        ("segment", {"frames": 0}),
+        ("segment", {"count": 1.5}),
+        ("segment", {"tokens_per_frame": -196}),
+        ("segment", {"frames": 2, "count": 2}),
         ("debias", "black"),
         ("debias", True),
         ("debias", False),
-        ("dedup", 0.8),
-        ("dedup", "keys"),
+        ("debias", {"form": "log"}),
+        ("debias", {"profile": "black"}),
+        ("debias", {"profile": PROFILE, "form": "logit"}),
+        ("debias", Calibration(1)),
+        ("debias", Calibration(2, {3: torch.zeros(3)})),
+        ("dedup", 1.1),
+        ("dedup", True),
+        ("dedup", "key"),
+        ("dedup", {"threshold": "high"}),
+        ("dedup", {"tau": 0.8}),
         ("seed", -1),
         ("seed", 2**63),
         ("seed", 0.0),
@@ -155,9 +174,9 @@ def test_the_defaults():
     expected = Config(
         cuts=(Cut(layer=1, numerator=1, denominator=10),),
         selector="sharp",
-        segment=None,
-        debias="rotary",
-        dedup=None,
+        segment=Segment("scores", 1),
+        debias=Debias("rotary", "logit"),
+        dedup=Dedup(0.8, "keys"),
         seed=0,
         inner="inductor",
         inductor=(),
@@ -202,8 +221,33 @@ def test_another_selector_has_no_parts_of_sharp(selector):
     assert config.segment is config.debias is config.dedup is None
 
 
-def test_debias_can_be_switched_off():
-    assert Config.parse({"debias": None}).debias is None
+@pytest.mark.parametrize("part", ["segment", "debias", "dedup"])
+def test_each_part_can_be_switched_off_alone(part):
+    assert Config.parse({part: None}) == replace(Config.parse(), **{part: None})
+
+
+@pytest.mark.parametrize(
+    "name, value, part",
+    [
+        ("segment", "forward", Segment("forward", 1)),
+        ("segment", {"frames": 4}, Segment("scores", 4)),
+        ("segment", {"count": 8, "scope": "forward"}, Segment("forward", None, 8)),
+        ("segment", {"tokens_per_frame": 196}, Segment("scores", 1, None, 196)),
+        ("debias", {"form": "ratio"}, Debias("rotary", "ratio")),
+        ("debias", PROFILE, Debias(PROFILE, "subtract")),
+        ("debias", {"profile": PROFILE, "form": "ratio"}, Debias(PROFILE, "ratio")),
+        ("dedup", 0.9, Dedup(0.9, "keys")),
+        ("dedup", "hidden", Dedup(0.8, "hidden")),
+        ("dedup", {"threshold": 1, "on": "hidden"}, Dedup(1.0, "hidden")),
+    ],
+)
+def test_what_a_part_becomes(name, value, part):
+    assert getattr(Config.parse({name: value}), name) == part
+
+
+def test_a_calibration_is_for_one_cut():
+    with pytest.raises(ValueError, match="measured at layer 1, the cuts are after"):
+        Config.parse({"debias": PROFILE, "stages": [(1, 0.5), (2, 0.1)]})
 
 
 def test_seed_is_any_integer_type_that_fits():

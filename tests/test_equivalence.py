@@ -30,12 +30,12 @@ ROWS = {"one row": {}, "left-padded": {"batch": 2, "pad": [0, 3]}}
 
 MATRIX = [
     {"selector": selector, "retention": retention, "layer": layer}
-    for selector in ("uniform", "fastv")
+    for selector in ("uniform", "fastv", "sharp")
     for retention in (0.5, 0.25, 0.1)
     for layer in (1, 2)
 ]
 # Selectors that the oracle does not know: the positions come from the report.
-OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("sharp", "random", "diversity")]
+OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("random", "diversity")]
 IDENTITY = {"retention": 1.0}
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
@@ -74,11 +74,13 @@ def prepare(name, **rows):
     return model, deepcopy(model), ARCHITECTURES[name].inputs(model, **rows)
 
 
-def by_hand(model, case, report):
-    """The oracle for these options."""
-    if case["selector"] in oracle.SELECTORS:
-        return oracle.prune(model, **case)
-    return oracle.prune(model, positions=report.kept)
+def by_hand(name, model, case, report=None):
+    """The oracle for these options; it keeps what the report tells if it does not know the selector."""
+    if case["selector"] not in oracle.SELECTORS:
+        return oracle.prune(model, positions=report.kept)
+    architecture = ARCHITECTURES[name]
+    tokens = architecture.tokens_per_block if architecture.shows_frames else None
+    return oracle.prune(model, **case, tokens_per_frame=tokens)
 
 
 @every_architecture
@@ -94,7 +96,7 @@ def test_forward(name, rows, subtests):
                 expected = forward(model, inputs)
             else:
                 report = the_pruned_graph(backend.reports())
-                with by_hand(model, case, report) as run:
+                with by_hand(name, model, case, report) as run:
                     expected = forward(model, inputs)
                 layer = case.get("layer", 1)
                 assert_reported(report, inputs, visual_mask(model, inputs), run, layer=layer, num_layers=LAYERS)
@@ -115,7 +117,7 @@ def test_generate(name, rows, subtests):
                 expected = generate(model, inputs)
             else:
                 report = the_pruned_graph(backend.reports())
-                with oracle.prune(model, **case) as run:
+                with by_hand(name, model, case) as run:
                     expected = generate(model, inputs)
                 layer = case["layer"]
                 assert_reported(report, inputs, visual_mask(model, inputs), run, layer=layer, num_layers=LAYERS)
@@ -125,10 +127,10 @@ def test_generate(name, rows, subtests):
 @every_architecture
 @pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_through_the_public_interface(name, inner):
-    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     options = case | {"inner": inner}
     model, copy, inputs = prepare(name, **ROWS["left-padded"])
-    with oracle.prune(model, **case) as run:
+    with by_hand(name, model, case) as run:
         expected = forward(model, inputs), generate(model, inputs)
 
     actual = forward(torch.compile(copy, backend="sharp", options=options), inputs)
@@ -149,13 +151,13 @@ def test_through_the_public_interface(name, inner):
 @every_architecture
 def test_other_lengths_after_the_first(name):
     """The second length makes the graphs dynamic; a shorter and a padded prompt follow."""
-    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, _ = prepare(name)
     fast = torch.compile(copy, backend="sharp", options=case | {"inner": "eager"})
     for rows in ({"frames": 8}, {"frames": 12, "text": 15}, {"frames": 4, "text": 9}, ROWS["left-padded"]):
         inputs = ARCHITECTURES[name].inputs(model, **rows)
         actual = forward(fast, inputs)
-        with oracle.prune(model, **case) as run:
+        with by_hand(name, model, case) as run:
             expected = forward(model, inputs)
         assert any(r.pruned and r.kept is not None and r.kept.equal(run.kept[0]) for r in sharp_compile.reports())
         assert_same_logits(actual.logits, expected.logits, inputs)
@@ -165,13 +167,13 @@ def test_other_lengths_after_the_first(name):
 @linked_and_not
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_dynamic_said_beforehand(name, dynamic):
-    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, _ = prepare(name)
     fast = torch.compile(copy, backend="sharp", dynamic=dynamic, options=case | {"inner": "eager"})
     for frames in (8, 12):
         inputs = ARCHITECTURES[name].inputs(model, frames=frames)
         actual = forward(fast, inputs)
-        with oracle.prune(model, **case):
+        with by_hand(name, model, case):
             expected = forward(model, inputs)
         assert_same_logits(actual.logits, expected.logits, inputs)
         assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
@@ -180,11 +182,11 @@ def test_dynamic_said_beforehand(name, dynamic):
 @linked_and_not
 def test_without_an_attention_mask(name):
     """`is_causal` takes the place of a mask."""
-    case = {"selector": "fastv", "retention": 0.25, "layer": 1}
+    case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, inputs = prepare(name)
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
     actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": "eager"}), bare)
-    with oracle.prune(model, **case) as run:
+    with by_hand(name, model, case) as run:
         expected = forward(model, bare)
     report = the_pruned_graph(sharp_compile.reports())
     assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
@@ -196,9 +198,9 @@ def test_without_an_attention_mask(name):
 def test_several_stages(name):
     stages = [(0, 0.5), (1, 0.25), (2, 0.1)]
     model, copy, inputs = prepare(name, **ROWS["left-padded"])
-    copy.compile(backend="sharp", options={"stages": stages, "selector": "fastv", "inner": "eager"})
+    copy.compile(backend="sharp", options={"stages": stages, "selector": "sharp", "inner": "eager"})
     actual = generate(copy, inputs)
-    with oracle.prune(model, stages=stages, selector="fastv"):
+    with by_hand(name, model, {"stages": stages, "selector": "sharp"}):
         expected = generate(model, inputs)
     the_pruned_graph(sharp_compile.reports())
     assert_same_generation(actual, expected, inputs)
@@ -209,7 +211,7 @@ def test_hidden_states_are_short_after_the_cut(name):
     case = {"selector": "uniform", "retention": 0.25, "layer": 1}
     model, _, inputs = prepare(name)
     inputs["output_hidden_states"] = True
-    with oracle.prune(model, **case):
+    with by_hand(name, model, case):
         expected = forward(model, inputs).hidden_states
     copy = deepcopy(model)  # only now, as the first call that asks for hidden states installs hooks for them
     actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": "eager"}), inputs).hidden_states

@@ -20,7 +20,9 @@ class Remember:
     """FastV, which keeps what it was asked."""
 
     def __call__(self, tokens, counts):
-        self.visual, self.attention, self.counts = tokens.visual, tokens.attention(), counts
+        state = tokens.state()
+        logits = state.logits(state.rotate(state.unrotated))[:, :, -1]
+        self.visual, self.attention, self.counts = tokens.visual, logits.softmax(-1), counts
         return oracle.fastv(tokens, counts)
 
 
@@ -96,10 +98,10 @@ def test_pruned_length(length, visual, retention, expected):
     assert oracle.pruned_length(length, visual, retention) == expected
 
 
-def tokens_of(*rows, scores=None):
+def tokens_of(*rows):
     """Tokens from rows of letters: p(adding), t(ext), v(isual)."""
     visual, padding = (torch.tensor([[c == kind for c in row] for row in rows]) for kind in "vp")
-    return oracle.Tokens(visual, padding, lambda: torch.tensor(scores)[:, None])
+    return oracle.Tokens(visual, padding, state=None, frame=oracle.frames(visual, None))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,8 @@ def test_uniform_keeps(rows, length, expected):
 
 
 def test_the_best_scores_are_kept_and_ties_go_to_the_lower_position():
-    tokens = tokens_of("tvvvvvt", scores=[[9.0, 0.1, 0.3, 0.2, 0.2, 0.2, 9.0]])
-    assert oracle.keep(tokens, 5, oracle.fastv).tolist() == [[0, 2, 3, 4, 6]]
+    scores = torch.tensor([[9.0, 0.1, 0.3, 0.2, 0.2, 0.2, 9.0]])
+    assert oracle.keep(tokens_of("tvvvvvt"), 5, lambda tokens, counts: scores).tolist() == [[0, 2, 3, 4, 6]]
 
 
 def test_text_is_never_dropped():

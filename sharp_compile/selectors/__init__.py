@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..calibration import Calibration
 from ..config import Config
 from .context import Context
 from .diversity import diversity
@@ -18,20 +20,33 @@ from .random import random
 from .sharp import sharp
 from .uniform import uniform
 
-Score = Callable[[Context], Tensor]
+Score = Callable[..., Tensor]
+"""``(Context, *constants) -> [B, S]``, where the constants are those of the `Rule`."""
 
-__all__ = ["Context", "Score", "score_function"]
+__all__ = ["Context", "Rule", "Score", "rule"]
 
 
-def score_function(config: Config) -> Score:
+@dataclass(frozen=True)
+class Rule:
+    """A scoring function, and the tensors that it is called with beside the context."""
+
+    score: Score
+    constants: tuple[Tensor, ...] = ()
+
+
+def rule(config: Config) -> Rule:
     """The rule that `config` asks for, its options bound."""
     if callable(config.selector):
-        return config.selector
+        return Rule(config.selector)
+    if config.selector == "sharp":
+        profile = None if config.debias is None else config.debias.profile
+        constants = profile.table() if isinstance(profile, Calibration) else ()
+        parts = functools.partial(sharp, segment=config.segment, debias=config.debias, dedup=config.dedup)
+        return Rule(parts, constants)
     rules: dict[str, Score] = {
-        "sharp": functools.partial(sharp, debias=config.debias),
         "fastv": fastv,
         "uniform": uniform,
         "random": functools.partial(random, seed=config.seed),
         "diversity": diversity,
     }
-    return rules[config.selector]
+    return Rule(rules[config.selector])

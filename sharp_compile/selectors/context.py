@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.attention_rows import attention_rows
+from ..kernels.attention_rows import attention_rows, may_see
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Context:
         hidden: ``[B, S, C]``, the hidden states that enter the layer.
         is_visual: ``[B, S]`` bool.
         is_padding: ``[B, S]`` bool.
+        frame: ``[B, S]`` int64: the number of the frame that a visual token belongs to in its row, -1 for all
+            others. Text between visual tokens starts a new frame; where else one starts, see `passes.frames`.
         scale: multiplies ``query @ key``; None for ``D ** -0.5``.
         mask: the attention mask of the layer, broadcastable to ``[B, H, S, S]``, boolean or additive; None
             for causal attention.
@@ -39,6 +41,7 @@ class Context:
     hidden: Tensor
     is_visual: Tensor
     is_padding: Tensor
+    frame: Tensor
     scale: float | None
     mask: Tensor | None
     kept: int
@@ -55,17 +58,6 @@ class Context:
         return self._for_each_head(self.grouped_key_unrotated)
 
     @property
-    def frame(self) -> Tensor:
-        """``[B, S]`` int64: the number of the run of visual tokens that a position is in, -1 outside.
-
-        Text between two frames (a separator, a timestamp) starts a new run; frames that follow each other
-        without any are one run.
-        """
-        before = torch.nn.functional.pad(self.is_visual, (1, 0))[:, :-1]
-        run = (self.is_visual & ~before).cumsum(1) - 1
-        return run.where(self.is_visual, -1)
-
-    @property
     def budget(self) -> Tensor:
         """``[B]`` int64: how many visual tokens each row keeps."""
         text = (~self.is_visual & ~self.is_padding).sum(1)
@@ -77,6 +69,27 @@ class Context:
         `key` replaces the layer's own keys, ``[B, Hkv, S, D]``.
         """
         return attention_rows(self.query, self.grouped_key if key is None else key, rows, self.scale, self.mask)
+
+    def mask_of(self, rows: Tensor) -> Tensor:
+        """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions `rows`, ``[T]`` or ``[B, T]``.
+
+        Boolean (True: may be seen) or additive, as the layer's own; boolean where the layer has none.
+        """
+        if self.mask is None:
+            position = torch.arange(self.grouped_key.shape[2], device=rows.device)
+            visible = position <= rows[..., None]
+            return visible[None, None] if rows.ndim == 1 else visible[:, None]
+        mask = self.mask
+        if mask.shape[-2] == 1:
+            return mask.expand(*mask.shape[:2], rows.shape[-1], mask.shape[3])
+        if rows.ndim == 1:
+            return mask.index_select(-2, rows)
+        mask = mask.expand(len(rows), *mask.shape[1:])
+        return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+
+    def visible_to(self, rows: Tensor) -> Tensor:
+        """`mask_of` those rows as booleans."""
+        return may_see(self.mask_of(rows))
 
     def _for_each_head(self, key: Tensor) -> Tensor:
         return key.repeat_interleave(self.query.shape[1] // key.shape[1], dim=1)

@@ -25,6 +25,7 @@ class Architecture(ABC):
     ragged = True  # may the rows of a batch have different numbers of frames?
     frames_per_block = 1  # frames that become one block of visual tokens
     tokens_per_block: int
+    shows_frames = True  # does the decoder's graph show which visual tokens belong to one block?
     extra_tokens = 0  # visual tokens of a row beside its blocks
     separated = False  # is there a text token between the blocks (as timestamps are), or are they one span?
     visual_token = VIDEO

@@ -24,6 +24,7 @@ class LlavaOnevision(Architecture):
     ragged = False
     tokens_per_block = 4
     extra_tokens = 1
+    shows_frames = False  # one run of tokens, from a tower in another graph
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         vision = SiglipVisionConfig(

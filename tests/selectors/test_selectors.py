@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from sharp_compile.config import Config
-from sharp_compile.selectors import Context, score_function
+from sharp_compile.selectors import Context
+from sharp_compile.selectors import rule as rule_of
 
 
 def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=None, **changes):
@@ -22,6 +23,7 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
         "hidden": torch.randn(1, length, 8, generator=generator),
         "is_visual": is_visual,
         "is_padding": torch.zeros_like(is_visual),
+        "frame": torch.where(is_visual, 0, -1),
         "scale": None,
         "mask": None,
         "kept": kept,
@@ -31,7 +33,8 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
 
 
 def rule(**options):
-    return score_function(Config.parse(options))
+    made = rule_of(Config.parse(options))
+    return lambda ctx: made.score(ctx, *made.constants)
 
 
 @pytest.mark.parametrize("visual, kept", [(6, 3), (6, 6), (7, 2), (50, 13), (33, 1)])
@@ -59,7 +62,7 @@ def test_sharp_reads_every_text_row_behind_the_video():
     causal = torch.full((12, 12), float("-inf")).triu(1)
     attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
     expected = attention[:, :, 8:].mean((1, 2))
-    assert_close(rule(selector="sharp", debias=None)(ctx), expected)
+    assert_close(rule(selector="sharp", segment=None, debias=None, dedup=None)(ctx), expected)
 
 
 def test_sharp_ignores_text_rows_that_are_padding():
@@ -68,24 +71,8 @@ def test_sharp_ignores_text_rows_that_are_padding():
     padding[:, 8:10] = True
     causal = torch.full((12, 12), float("-inf")).triu(1)
     attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
-    padded = context(is_padding=padding)
-    assert_close(rule(selector="sharp", debias=None)(padded), attention[:, :, 10:].mean((1, 2)))
-
-
-def test_debias_takes_off_what_position_alone_explains():
-    """All visual keys are the same before rotation: any difference between them is one of position."""
-    generator = torch.Generator().manual_seed(1)
-    per_position = torch.randn(1, 1, 12, 1, generator=generator).exp()
-
-    def rotate(keys):
-        return keys * per_position
-
-    unrotated = torch.randn(1, 2, 12, 4, generator=generator)
-    unrotated[:, :, 2:8] = unrotated[:, :, 2:3]
-    ctx = context(grouped_key=rotate(unrotated), grouped_key_unrotated=unrotated, rotate=rotate)
-    biased = rule(selector="sharp", debias=None)(ctx)[0, 2:8]
-    assert biased.max() - biased.min() > 1e-3
-    assert_close(rule(selector="sharp")(ctx)[0, 2:8], torch.zeros(6), atol=1e-6, rtol=0)
+    scores = rule(selector="sharp", segment=None, debias=None, dedup=None)(context(is_padding=padding))
+    assert_close(scores, attention[:, :, 10:].mean((1, 2)))
 
 
 def test_random_is_uniform():
@@ -111,11 +98,6 @@ def test_diversity_takes_the_odd_one_first():
     hidden[0, 5] = torch.tensor([1.0, -1] * 4)
     scores = rule(selector="diversity")(context(hidden=hidden))
     assert scores[0].argmax() == 5
-
-
-def test_frames_are_runs():
-    is_visual = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1]], dtype=torch.bool)
-    assert context(is_visual=is_visual).frame.tolist() == [[0, 0, -1, 1, -1, -1, 2, 2]]
 
 
 def test_keys_for_each_query_head():

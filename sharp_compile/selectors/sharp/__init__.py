@@ -1,0 +1,48 @@
+"""ShaRP (arXiv 2512.05385): text attention, with three corrections.
+
+The paper's formulas could not be read; what is built here is ours, after its description. `docs/method.md`
+has the equations, the reasons and what was measured.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...parts import Debias, Dedup, Segment
+from ..context import Context
+from .debias import debiased, measured
+from .dedup import demote_copies
+from .segments import within_segments
+from .text import text_attention, text_rows
+
+
+def sharp(
+    ctx: Context,
+    *calibration: Tensor,
+    segment: Segment | None,
+    debias: Debias | None,
+    dedup: Dedup | None,
+) -> Tensor:
+    """How much the text behind the video attends to each visual token.
+
+    Args:
+        ctx: the state of the scoring layer.
+        calibration: profiles ``[N, V]`` float32 and their lengths ``[N]`` int64, if `debias` has a measured one.
+        segment: adds the attention inside segments; None for text attention alone.
+        debias: takes off what position alone explains.
+        dedup: puts near copies of higher-scored tokens behind all others.
+
+    Returns:
+        ``[B, S]`` float32.
+    """
+    rows, weight = text_rows(ctx)
+    if debias is None:
+        scores = text_attention(ctx, rows, weight)
+    elif not calibration:
+        scores = debiased(ctx, rows, weight, debias.form)
+    else:
+        profiles, lengths = calibration
+        scores = measured(ctx, text_attention(ctx, rows, weight), profiles, lengths, debias.form)
+    if segment is not None and segment.scope == "scores":
+        scores = scores + within_segments(ctx, scores, segment)
+    return scores if dedup is None else demote_copies(ctx, scores, dedup)
