@@ -1,1 +1,1 @@
-"""The computations that the passes put into a graph, in plain PyTorch: each file is one of them."""
+"""The computations that the passes put into a graph: each file or folder is one of them."""

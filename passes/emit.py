@@ -60,7 +60,7 @@ class Emitter:
         key = (function, *(_signature(argument) for argument in arguments))
         if key not in self.traced:
             with fake_mode(values):
-                self.traced[key] = make_fx(of_nodes)(*values)
+                self.traced[key] = make_fx(of_nodes)(*(_own(value) for value in values))
         inlined = self._inline(self.traced[key], nodes)
         return inlined[0] if results == 1 else inlined
 
@@ -115,6 +115,11 @@ class Emitter:
             place += 1
         self.module.register_buffer(name, value, persistent=False)
         return name
+
+
+def _own(value: Any) -> Any:
+    """A tensor like `value`, and no other's: nodes may share an example, which tracing would take for one input."""
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def _signature(argument: Any) -> str:

@@ -95,11 +95,11 @@ def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
         mean = mean.expand(len(tokens.visual), -1, key.shape[2], -1)
         content = (state.logits(key) - state.logits(state.rotate(mean)))[row][:, :, visual]
         scores = content[:, text_behind(tokens, row)].softmax(-1).mean((0, 1))
-        top = scores.sort(descending=True, stable=True).indices[:64]
+        top = scores.sort(descending=True, stable=True).indices[:16]
         frame = tokens.frame[row]
         hidden = tokens.visual[row] & (frame[visual, None] != frame[None])  # [V, L]: of another segment
         given = state.logits(key)[row][:, visual].masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[:, visual]
-        scores = scores + (scores[top, None] / scores[top].sum() * given[top]).sum(0)
+        scores = scores + (scores[top, None] * given[top]).sum(0) / 2
         result[row, visual] = greedy(scores, state.unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
     return result
 

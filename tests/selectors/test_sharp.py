@@ -95,14 +95,13 @@ def second_step(ctx, scores, frames_per_segment):
     given = torch.zeros(ROWS, LENGTH)
     for b in range(ROWS):
         visual = [v for v in range(LENGTH) if ctx.is_visual[b, v]]
-        total = sum(max(scores[b, u], 0) for u in visual)
         for u, h in itertools.product(visual, range(HEADS)):
             same = [k for k in visual if FRAMES[b, k] // frames_per_segment == FRAMES[b, u] // frames_per_segment]
             text = [k for k in range(LENGTH) if k not in visual and not ctx.is_padding[b, k]]
             seen = [k for k in (*text, *same) if k <= u]
             share = softmax_of({k: content_logit(ctx, b, h, u, k) for k in seen})
             for v in set(seen) & set(visual):
-                given[b, v] += max(scores[b, u], 0) / total * share[v] / HEADS
+                given[b, v] += max(scores[b, u], 0) * share[v] / HEADS / 2
     return given
 
 

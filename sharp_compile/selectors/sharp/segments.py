@@ -12,7 +12,9 @@ from ...parts import Segment
 from ..context import Context
 from .dedup import content
 
-_MOST_ROWS = 64
+_MOST_ROWS = 16
+# What the step counts beside the text's own attention: a correction.
+_WEIGHT = 0.5
 
 
 def segments(frame: Tensor, vectors: Tensor, segment: Segment) -> Tensor:
@@ -42,9 +44,9 @@ def segments(frame: Tensor, vectors: Tensor, segment: Segment) -> Tensor:
 
 
 def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
-    """One more step of attention, from the tokens that the text attends to: ``sum_u w[u] a_seg[u, v]``.
+    """One more step of attention, from the tokens that the text attends to: ``sum_u s[u] a_seg[u, v] / 2``.
 
-    ``u`` are the 64 highest-scored visual tokens of a row and ``w`` their scores as shares of 1, at least 0.
+    ``u`` are the 16 highest-scored visual tokens of a row and ``s`` their scores, at least 0.
     ``a_seg`` is the attention of the layer, mean over heads, in which a visual token sees the text before it
     and what is before it in its own segment. A token that can be seen from other segments only gets nothing.
 
@@ -54,20 +56,18 @@ def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
         segment: what a segment is.
 
     Returns:
-        ``[B, S]`` float32, of about the size of ``scores``.
+        ``[B, S]`` float32.
     """
     ranked = scores.masked_fill(~ctx.is_visual, float("-inf"))
-    # As many as there are, if fewer than 64: padded first, so that no length is compared with 64.
+    # As many as there are, if fewer than 16: padded first, so that no length is compared with 16.
     ranked = torch.cat([ranked, ranked.new_full((ranked.shape[0], _MOST_ROWS), float("-inf"))], dim=1)
     rows = ranked.argsort(dim=1, descending=True, stable=True)[:, :_MOST_ROWS]
     top = ranked.gather(1, rows)
     rows = rows.clamp_max(ctx.is_visual.shape[1] - 1)
-    share = top.clamp_min(0)
-    share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
     own = segments(ctx.frame, content(ctx), segment)
     visible = ctx.visible_to(rows) & inside(own, own.gather(1, rows))[:, None]
     query = ctx.query.gather(2, rows[:, None, :, None].expand(-1, ctx.query.shape[1], -1, ctx.query.shape[3]))
-    return received_attention(query, ctx.grouped_key, share, visible, ctx.scale)
+    return received_attention(query, ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
 
 
 def _change(frame: Tensor, vectors: Tensor) -> Tensor:
