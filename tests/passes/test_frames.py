@@ -65,8 +65,8 @@ def test_pictures_show_frames(closing, dynamic):
     assert frame.equal(counted(ids == 49, 4).clamp_max(2))
 
 
-@pytest.mark.parametrize("how", ["forward", "generate"])
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "internvl"])
+# A bare forward of Qwen2-VL injects in one graph and decodes in another; Qwen2.5-VL shares its positions.
+@pytest.mark.parametrize("name, how", [("qwen2_vl", "forward"), ("qwen2_vl", "generate"), ("internvl", "forward")])
 def test_models_that_show_frames(name, how, room_for_many_graphs):
     model = deepcopy(shared_model(name, layers=4))
     architecture = ARCHITECTURES[name]
