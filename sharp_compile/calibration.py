@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import report
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -55,8 +57,6 @@ def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int
         ValueError: if there are no inputs.
         CannotPrune: if the model can't be pruned at `layer` for these inputs, with the reason.
     """
-    from . import report
-
     if not (layouts or inputs):
         raise ValueError("calibrate needs the inputs of a forward call, with content-free frames")
     profiles: dict[int, Tensor] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..attention_rows import may_see
+
 
 def received_attention(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None = None, scale: float | None = None
@@ -18,9 +20,8 @@ def received_attention(
     scores = scores.view(query.shape[0], heads, rows, key.shape[2])
     limits = torch.finfo(torch.float32)
     if mask is not None:
-        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         scores = scores if mask.dtype == torch.bool else scores + mask.float()
-        scores = scores.masked_fill(~visible, float("-inf"))
+        scores = scores.masked_fill(~may_see(mask), float("-inf"))
     shifted = (scores - scores.amax(-1, keepdim=True).clamp_min(limits.min)).exp()
     share = weight[:, None, :, None] / heads / shifted.sum(-1, keepdim=True).clamp_min(limits.tiny)
     return (shifted * share).sum((1, 2))

@@ -63,12 +63,9 @@ class Context:
         text = (~self.is_visual & ~self.is_padding).sum(1)
         return (self.kept - text).minimum(self.is_visual.sum(1)).clamp_min(0)
 
-    def attention(self, rows: Tensor, key: Tensor | None = None) -> Tensor:
-        """``[B, H, T, S]`` float32: the probabilities of the query positions `rows` ``[T]``.
-
-        `key` replaces the layer's own keys, ``[B, Hkv, S, D]``.
-        """
-        return attention_rows(self.query, self.grouped_key if key is None else key, rows, self.scale, self.mask)
+    def attention(self, rows: Tensor) -> Tensor:
+        """``[B, H, T, S]`` float32: the probabilities of the query positions `rows` ``[T]``."""
+        return attention_rows(self.query, self.grouped_key, rows, self.scale, self.mask)
 
     def mask_of(self, rows: Tensor) -> Tensor:
         """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions `rows`, ``[T]`` or ``[B, T]``.

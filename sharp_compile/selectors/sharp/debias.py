@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.received_attention import received_attention
 from ..context import Context
 from .text import text_attention
 
@@ -35,9 +34,8 @@ def debiased(ctx: Context, rows: Tensor, weight: Tensor, form: str | None) -> Te
     """
     without_content = ctx.rotate(_mean_visual_key(ctx)).to(ctx.grouped_key.dtype)
     if form == "logit":
-        query = ctx.query.index_select(2, rows)
         visible = ctx.visible_to(rows) & ctx.is_visual[:, None, None, :]
-        return received_attention(query, ctx.grouped_key - without_content, weight, visible, ctx.scale)
+        return text_attention(ctx, rows, weight, ctx.grouped_key - without_content, visible)
     key = without_content.where(ctx.is_visual[:, None, :, None], ctx.grouped_key)
     return _apart(text_attention(ctx, rows, weight), text_attention(ctx, rows, weight, key), form)
 

@@ -29,17 +29,21 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
     return rows, weight / weight.sum(1, keepdim=True)
 
 
-def text_attention(ctx: Context, rows: Tensor, weight: Tensor, key: Tensor | None = None) -> Tensor:
-    """``a[v] = mean_h sum_t weight[t] softmax(q_t . k)[v]``, with the layer's mask.
+def text_attention(
+    ctx: Context, rows: Tensor, weight: Tensor, key: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """``a[v] = mean_h sum_t weight[t] softmax(q_t . k)[v]``.
 
     Args:
         ctx: the state of the scoring layer.
         rows: ``[T]`` int64.
         weight: ``[B, T]`` float32.
         key: ``[B, Hkv, S, D]``, in place of the layer's own.
+        mask: ``[1 or B, 1 or H, T, S]``, in place of the layer's own.
 
     Returns:
         ``[B, S]`` float32.
     """
     query = ctx.query.index_select(2, rows)
-    return received_attention(query, ctx.grouped_key if key is None else key, weight, ctx.mask_of(rows), ctx.scale)
+    key = ctx.grouped_key if key is None else key
+    return received_attention(query, key, weight, ctx.mask_of(rows) if mask is None else mask, ctx.scale)
