@@ -54,6 +54,11 @@ def find_attention(graph: Graph) -> list[Attention]:
     return [attention for attention in found if attention is not None]
 
 
+def as_rewritten(graph: Graph, attention: Attention) -> Attention:
+    """An attention with the arguments that its nodes have now."""
+    return next(found for found in find_attention(graph) if found.output is attention.output)
+
+
 def is_sdpa(node: Node) -> bool:
     """Whether `node` is one fused attention."""
     return node.op == "call_function" and node.target is F.scaled_dot_product_attention

@@ -1,8 +1,10 @@
 """Finds the decoder that reads the injected features: its layers, and the hidden states between them.
 
-No module or variable name is looked at. A decoder layer is an attention over the whole sequence that
-descends from the embeddings; the hidden states between two layers are the node that every path from one
-attention to all that follows the next goes through: a dominator.
+No name of a module or variable is looked at. A decoder layer is found by an attention over the whole sequence
+that descends from the embeddings. Where the attentions' modules are in a list of modules, every place of
+that list is a layer, so that layers of another kind (convolution, linear attention, state space) count too.
+The hidden states between two layers are what every path from one layer's result to all that follows
+goes through: a dominator.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -28,25 +30,38 @@ from .sizes import expression
 class Decoder:
     """The decoder of a graph.
 
-    ``layers`` are its attentions in order. ``hidden[i]`` is the node ``[B, S, C]`` that enters layer i, so
-    ``hidden[i + 1]`` is what layer i hands on; there is none behind the last layer.
+    ``layers`` are its attentions in order, None for a layer that has none. ``inside`` are the nodes of each layer
+    that hold data of `flow`, the nodes computed from `embeddings`; only the attention itself where
+    the graph does not show modules.
     """
 
-    layers: tuple[Attention, ...]
-    hidden: tuple[Node, ...]
+    layers: tuple[Attention | None, ...]
+    inside: tuple[tuple[Node, ...], ...]
     flow: nx.DiGraph
     embeddings: Node
+    order: dict[Node, int]
+    _entering: dict[int, Node] = field(default_factory=dict)
+
+    def entering(self, layer: int) -> Node:
+        """The hidden states ``[B, S, C]`` that enter a layer.
+
+        Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
+        """
+        if layer not in self._entering:
+            self._entering[layer] = _entering(self, layer)
+        return self._entering[layer]
+
+    def attention_from(self, layer: int) -> int | None:
+        """The first layer from `layer` on that has attention, None where none has."""
+        return next((index for index in range(layer, len(self.layers)) if self.layers[index] is not None), None)
 
 
 def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
-    """The decoder that reads `embeddings`, or None where no attention of the graph does.
-
-    Raises `CannotPrune` where layers are found whose hidden states are not: an unknown kind of residual
-    stream, or layers of another kind between the attentions.
-    """
+    """The decoder that reads `embeddings`, or None where no attention of the graph does."""
     flow = data_flow(graph, embeddings)
+    order = {node: place for place, node in enumerate(graph.nodes)}
     length = expression(example(embeddings).shape[1])
-    layers = [
+    attentions = [
         attention
         for attention in find_attention(graph)
         if attention.query in flow
@@ -54,11 +69,10 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
         # Without a mask everything sees everything, as in an encoder.
         and (attention.causal or attention.mask is not None)
     ]
-    if not layers:
+    if not attentions:
         return None
-    _check_consecutive(layers)
-    spine = _spine(flow, embeddings, layers[-1])
-    return Decoder(tuple(layers), tuple(_hidden(flow, spine, layers)), flow, embeddings)
+    layers, inside = _layers(attentions, flow, order)
+    return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
 
 
 def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
@@ -84,61 +98,93 @@ def _length(query: Node) -> sympy.Expr | None:
     return None if value is None or value.ndim < 2 else expression(value.shape[-2])
 
 
-def _spine(flow: nx.DiGraph, embeddings: Node, last: Attention) -> list[Node]:
-    """The nodes that all data behind the last attention went through, in order.
+def _layers(
+    attentions: list[Attention], flow: nx.DiGraph, order: dict[Node, int]
+) -> tuple[list[Attention | None], list[tuple[Node, ...]]]:
+    """The layers, and the nodes inside each.
 
-    These are the dominators of what the graph computes last from it.
+    Raises `CannotPrune` where the modules show that the graph begins in the middle of the decoder.
     """
-    order = {node: i for i, node in enumerate(last.output.graph.nodes)}
-    sink = max(nx.descendants(flow, last.output), key=order.__getitem__, default=last.output)
-    parent = nx.immediate_dominators(flow, embeddings)
+    depth = _list_of_layers(attentions)
+    if depth is None:
+        return list(attentions), [(attention.output,) for attention in attentions]
+    path, place = _modules(attentions[0].output)[depth]
+    holder = path[: path.rindex(str(place))]
+    inside: dict[int, list[Node]] = {}
+    for node in sorted(flow, key=order.__getitem__):
+        for path, number in _modules(node)[depth : depth + 1]:
+            if path.startswith(holder) and path[: path.rindex(str(number))] == holder:
+                inside.setdefault(number, []).append(node)
+    places = sorted(inside)
+    if places != list(range(len(places))):
+        raise CannotPrune(
+            f"this graph holds only the decoder layers {places}: Dynamo cuts the decoder into several graphs and has "
+            "to be kept from that: sharp_compile.compile(model) does what can be done (TORCH_LOGS=graph_breaks shows "
+            "where it breaks)"
+        )
+    by_place = {_modules(attention.output)[depth][1]: attention for attention in reversed(attentions)}
+    return [by_place.get(number) for number in places], [tuple(inside[number]) for number in places]
+
+
+def _list_of_layers(attentions: list[Attention]) -> int | None:
+    """How many lists of modules are around the one that holds the layers; None where the graph shows no such list."""
+    modules = [_modules(attention.output) for attention in attentions]
+    if not all(modules) or len({len(each) for each in modules}) != 1:
+        return None
+    for depth, _ in enumerate(modules[0]):
+        places = [each[depth][1] for each in modules]
+        if len(places) == 1 or len(set(places)) > 1:
+            # An attention for each place; several at one place are one layer's.
+            return depth if len(set(places)) == len(places) else None
+    return None
+
+
+def _modules(node: Node) -> list[tuple[str, int]]:
+    """The modules around a node that are in a list of modules: their paths, and their places in the list."""
+    found: dict[str, int] = {}
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        numbers = list(re.finditer(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])", path))
+        if numbers:
+            found.setdefault(path[: numbers[-1].end()], int(numbers[-1].group()))
+    return list(found.items())
+
+
+def _entering(decoder: Decoder, layer: int) -> Node:
+    """The last hidden states in front of a layer that all data from the layer before goes through."""
+    flow, order = decoder.flow, decoder.order
+    first = min(order[node] for node in decoder.inside[layer])
+    if layer == 0:
+        # What the layer reads; further paths may lead from the embeddings to later layers (per-layer inputs).
+        channels = expression(example(decoder.embeddings).shape[2])
+        found = [
+            node
+            for node in {parent for node in decoder.inside[0] for parent in node.all_input_nodes}
+            if order[node] < first and node in flow and is_hidden_states(node)
+            if expression(example(node).shape[2]) == channels
+        ] or _spine(flow, order, (decoder.embeddings,))
+    else:
+        before = decoder.layers[layer - 1]
+        found = _spine(flow, order, decoder.inside[layer - 1] if before is None else (before.output,))
+    found = [node for node in found if order[node] < first and is_hidden_states(node)]
+    if not found:
+        raise CannotPrune(
+            f"no hidden states [B, S, C] were found that alone lead from decoder layer {layer - 1} to "
+            f"layer {layer}: the residual stream has a form that is not known"
+        )
+    return max(found, key=order.__getitem__)
+
+
+def _spine(flow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
+    """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
+    root = object()
+    behind = nx.DiGraph(flow.subgraph(set(sources).union(*(nx.descendants(flow, source) for source in sources))))
+    sink = max(behind, key=order.__getitem__)
+    behind.add_edges_from((root, source) for source in sources)
+    parent = nx.immediate_dominators(behind, root)
     spine = [sink]
-    while spine[-1] is not embeddings:
+    while parent[spine[-1]] is not root:
         spine.append(parent[spine[-1]])
     return spine[::-1]
-
-
-def _hidden(flow: nx.DiGraph, spine: list[Node], layers: list[Attention]) -> list[Node]:
-    """The last node of the spine before each attention: what enters its layer."""
-    hidden: list[Node] = []
-    behind: set[Node] = set(flow)
-    for index, layer in enumerate(layers):
-        ahead = nx.ancestors(flow, layer.output)
-        entering = [node for node in spine if node in behind and node in ahead and is_hidden_states(node)]
-        behind = nx.descendants(flow, layer.output)
-        if index == 0:
-            entering = [node for node in entering if node not in behind]
-        if not entering:
-            raise CannotPrune(
-                f"no hidden states [B, S, C] were found that alone lead from decoder layer {index - 1} to "
-                f"layer {index}: the residual stream has a form that is not known"
-            )
-        hidden.append(entering[-1])
-    return hidden
-
-
-def _check_consecutive(layers: list[Attention]) -> None:
-    """Declines where the attentions are not in decoder layers 0, 1, 2, ...
-
-    A layer of another kind (linear attention, convolution) has no attention to be counted by; the place of
-    an attention's module in its list of layers shows that some are missing. Graphs that carry no modules
-    are counted by their attentions.
-    """
-    paths = [_module_path(layer.output) for layer in layers]
-    if len(layers) < 2 or not all(len(path) == len(paths[0]) and path for path in paths):
-        return
-    varying = [place for place in zip(*paths, strict=True) if len(set(place)) == len(layers)]
-    if varying and list(varying[0]) != list(range(len(layers))):
-        raise CannotPrune(
-            f"attention was found in decoder layers {list(varying[0])} only: the others mix tokens in another way "
-            "(linear attention, convolution, state space), or they are in another graph"
-        )
-
-
-def _module_path(node: Node) -> list[int]:
-    """The places of the module that a node came from in lists of modules: ``layers.3.self_attn`` gives [3]."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return _numbers(stack[-1][0]) if stack else []
 
 
 def check_whole(decoder: Decoder, ended: Any) -> None:
@@ -149,22 +195,18 @@ def check_whole(decoder: Decoder, ended: Any) -> None:
     """
     if ended is None or not ended.graph_break:
         return
-    stack = list((decoder.layers[-1].output.meta.get("nn_module_stack") or {}).values())
-    holders = [cls for path, cls in stack if not _numbers(path)]
+    attention = next(layer for layer in reversed(decoder.layers) if layer is not None)
+    stack = list((attention.output.meta.get("nn_module_stack") or {}).values())
+    holders = [cls for path, cls in stack if not re.search(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])", path)]
     for frame in ended.user_stack:
         if not holders or _is_within(frame, holders[-1]):
             raise CannotPrune(
                 f"the decoder is cut into several graphs: Dynamo broke at {frame.filename}:{frame.lineno} "
-                f"({ended.reason.splitlines()[0]}); rewrite that line, or try torch._dynamo.config."
-                "capture_scalar_outputs and capture_dynamic_output_shape_ops, so that it stays in one graph"
+                f"({ended.reason.splitlines()[0]}); sharp_compile.compile(model) keeps more of it in one graph, or "
+                "rewrite that line"
             )
 
 
 def _is_within(frame: traceback.FrameSummary, cls: type) -> bool:
     lines, first = inspect.getsourcelines(cls)
     return frame.filename == inspect.getsourcefile(cls) and first <= (frame.lineno or 0) < first + len(lines)
-
-
-def _numbers(path: str) -> list[int]:
-    """The numbers in the path of a module: its places in lists of modules."""
-    return [int(number) for number in re.findall(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])", path)]

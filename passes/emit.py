@@ -84,6 +84,8 @@ class Emitter:
         """``function(left, right)`` of two lengths: a number if both are, else a node."""
         if isinstance(left, int) and isinstance(right, int):
             return function(left, right)
+        if function is operator.mul and right == 1:
+            return left
         known = example(left) is not None and example(right) is not None
         value = function(example(left), example(right)) if known else None
         return self._remember(self.graph.call_function(function, (left, right)), value)

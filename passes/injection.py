@@ -15,6 +15,9 @@ from .nodes import arguments, is_hidden_states
 
 _MASKED_SCATTER = {torch.masked_scatter, "masked_scatter", torch.ops.aten.masked_scatter.default}
 
+# Features that are put among zeros, to be added to something later on, are not among embeddings.
+_EMPTY = {torch.zeros, torch.zeros_like, "new_zeros"}
+
 
 @dataclass(frozen=True)
 class Injection:
@@ -36,11 +39,18 @@ def find_injections(graph: Graph) -> list[Injection]:
     """All injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it."""
     found: dict[Node, Injection] = {}
     for node in graph.nodes:
-        if node.target in _MASKED_SCATTER and is_hidden_states(node):
+        if is_masked_scatter(node) and is_hidden_states(node):
             into, mask, features = _scatter_arguments(node)
+            if into.target in _EMPTY:
+                continue
             before = found.pop(into, Injection(into, (), ()))
             found[node] = Injection(node, (*before.masks, mask), (*before.features, features))
     return list(found.values())
+
+
+def is_masked_scatter(node: Node) -> bool:
+    """Whether a node puts elements of one tensor into another, by a mask."""
+    return node.target in _MASKED_SCATTER
 
 
 def _scatter_arguments(node: Node) -> tuple[Node, Node, Node]:

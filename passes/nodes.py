@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
@@ -42,6 +43,11 @@ def is_hidden_states(node: Node) -> bool:
 def arguments(node: Node) -> tuple[Any, ...]:
     """The positional arguments of a node, for those who know what they are."""
     return node.args
+
+
+def is_vmapped(value: Tensor) -> bool:
+    """Whether a tensor stands for one of many inside `torch.vmap`: such a tensor has no memory of its own."""
+    return bool(torch._C._functorch.is_batchedtensor(value))
 
 
 def leaves_of(node: Node) -> list[Any]:

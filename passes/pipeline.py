@@ -14,11 +14,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..config import Config, Cut
 from ..selectors import rule
-from .attention import Attention, find_attention
-from .decoder import Decoder, check_whole, find_decoder
+from .attention import Attention, as_rewritten
+from .cuts import place_cuts
+from .decoder import check_whole, find_decoder
 from .emit import Emitter
 from .errors import CannotPrune
 from .frames import emit_frames, find_frames
+from .functional import make_functional
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
 from .probe import probe
@@ -27,18 +29,22 @@ from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, padding_mask, visual_mask
 from .shrink import Shrinker
 from .sizes import expression
+from .static_cache import follow_length, scored_attention
 
 
 @dataclass(frozen=True)
 class Pruned:
     """What was done to a graph, whose module now returns three tensors more than before, at the end.
 
-    These are the kept positions ``[B, S']`` int64, the scores that led to the first cut, ``[B, S]`` float32 with
+    ``layer`` is the one behind the last cut, ``remark`` says why a cut is not where it was asked for ("" if it is).
+    The tensors are the kept positions ``[B, S']`` int64, the scores that led to the first cut, ``[B, S]`` float32 with
     NaN where a token is not visual, and the number of text tokens of each row, ``[B]`` int64.
     ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones.
     """
 
+    layer: int
     num_layers: int
+    remark: str
     lengths: dict[str, int | Node]
 
 
@@ -69,45 +75,53 @@ def prune(
     Raises:
         CannotPrune: where there is one, and it can't be proven right to shorten it.
     """
-    decoder = find_decoder(module.graph, injection.embeddings)
-    if decoder is None:
+    if find_decoder(module.graph, injection.embeddings) is None:
         return None
+    emit = Emitter(module, trace)
+    make_functional(module.graph, injection.embeddings)
+    buffers = follow_length(emit, injection.embeddings)
+    decoder = find_decoder(module.graph, injection.embeddings)
+    assert decoder is not None
     check_whole(decoder, ended)
-    for cut in config.cuts:
-        _check_layer(decoder, cut)
-    length = example(injection.embeddings).shape[1]
-    is_padding = padding_mask(decoder.layers[config.cuts[0].layer], length)
-    cuts = [decoder.hidden[cut.layer + 1] for cut in config.cuts]
-    rotations = [find_rotation(decoder, cut.layer) for cut in config.cuts]
+    chosen = rule(config)
+    places, remark = place_cuts(decoder, config.cuts, chosen.needs_attention)
+    scored = [None if place.attention is None else scored_attention(place.attention, buffers) for place in places]
+    for place, attention in zip(places, scored, strict=True):
+        if attention is not None:
+            _check_scored(attention, place.cut.layer)
+    capacities = [example(buffer).shape[-2] for buffer in buffers]
+    masked = places[0].attention or next(layer for layer in decoder.layers if layer is not None)
+    is_padding = padding_mask(masked, example(injection.embeddings).shape[1], capacities)
+    rotations = [
+        None if attention is None else find_rotation(decoder, attention, place.hidden)
+        for place, attention in zip(places, scored, strict=True)
+    ]
     steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if steered is not None:
-        check_maskable(decoder, config.cuts[0].layer)
-    plans = probe(module.graph, injection.embeddings, cuts)
+        check_maskable(decoder, places[0].cut.layer)
+    plans = probe(module.graph, injection.embeddings, [place.after for place in places], capacities)
     # From here on nothing declines.
-    emit = Emitter(module, trace)
-    shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
-    chosen = rule(config)
+    shrinker = Shrinker(emit, plans, injection.embeddings, [place.after for place in places])
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)
     if steered is not None:
-        emit_segment_mask(emit, decoder, config.cuts[0].layer, frame, steered)
+        emit_segment_mask(emit, decoder, places[0].cut.layer, frame, steered)
     with emit.before(shrinker.first_reader()):
         sequence = emit.size(injection.embeddings, 1)
         visual = _visual_tokens(emit, injection)
-        masks = [mask for mask in [decoder.layers[config.cuts[0].layer].mask] if mask is not None]
+        masks = [mask for mask in [masked.mask] if mask is not None]
         tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
     all_scores = []
-    for stage, (cut, rotation) in enumerate(zip(config.cuts, rotations, strict=True)):
+    for stage, (place, attention, rotation) in enumerate(zip(places, scored, rotations, strict=True)):
         with emit.before(shrinker.first_reader()):
-            kept = _kept(emit, cut, visual)
+            kept = _kept(emit, place.cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            attention = decoder.layers[cut.layer]
-            if stage > 0:
-                attention = _as_rewritten(module.graph, attention)
-            hidden = shrinker.read(decoder.hidden[cut.layer], stage)
+            if stage > 0 and attention is not None:
+                attention = as_rewritten(module.graph, attention)
+            hidden = shrinker.read(place.hidden, stage)
             positions, scores, tokens = emit_selection(emit, attention, hidden, rotation, tokens, chosen, pruned)
         all_scores.append(scores)
         shrinker.enter(positions, pruned)
@@ -120,24 +134,17 @@ def prune(
         "kept_tokens": kept,
         "pruned_length": pruned,
     }
-    return Pruned(len(decoder.layers), lengths)
+    return Pruned(places[-1].cut.layer, len(decoder.layers), remark, lengths)
 
 
-def _check_layer(decoder: Decoder, cut: Cut) -> None:
-    if cut.layer + 1 >= len(decoder.layers):
-        raise CannotPrune(
-            f"layer={cut.layer} leaves no later layer to shorten: the decoder layers in this graph are "
-            f"{len(decoder.layers)}. If the model has more, Dynamo cuts it into several graphs and has to be kept "
-            "from that (TORCH_LOGS=graph_breaks shows where); else choose a lower layer"
-        )
-    attention = decoder.layers[cut.layer]
+def _check_scored(attention: Attention, layer: int) -> None:
     query, key = example_tensor(attention.query), example_tensor(attention.key)
     if query is None or key is None or query.ndim != 4 or key.ndim != 4:
-        raise CannotPrune(f"the queries and keys of layer {cut.layer} are not [B, H, S, D]")
+        raise CannotPrune(f"the queries and keys of layer {layer} are not [B, H, S, D]")
     if expression(key.shape[2]) != expression(query.shape[2]):
         raise CannotPrune(
-            f"layer {cut.layer} attends to {key.shape[2]} keys from {query.shape[2]} positions: a cache that is "
-            "preallocated (static) or holds tokens already; use the default dynamic cache, or start with an empty one"
+            f"layer {layer} attends to {key.shape[2]} keys from {query.shape[2]} positions: a cache that holds tokens "
+            "already, or a preallocated (static) one that was made before this call; start with an empty cache"
         )
 
 
@@ -171,11 +178,6 @@ def _kept(emit: Emitter, cut: Cut, visual: int | Node) -> int | Node:
 
 def _count_text(is_visual: Tensor, is_padding: Tensor) -> Tensor:
     return (~is_visual & ~is_padding).sum(1)
-
-
-def _as_rewritten(graph: Graph, attention: Attention) -> Attention:
-    """An attention with the arguments that its nodes have now."""
-    return next(found for found in find_attention(graph) if found.output is attention.output)
 
 
 def _return_also(graph: Graph, *nodes: Node) -> None:

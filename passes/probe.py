@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
 from .nodes import example, leaves_of, run, with_leaves, writes_into_first
+from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
 from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
 
 _MOST_TRIALS = 4096
+_MOST_TIMES = 64  # tokens are copied, for each of so many experts
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Gather:
 
     ``stage`` is the number of cuts that the tensor itself is behind, ``axes`` its token axes. ``batch_axis``
     is the axis of the rows, None with one row; ``batch_is_new`` says that the axis must be put in front of
-    the others. ``merged`` says that the one token axis holds rows and tokens, rows outermost.
+    the others. ``merged`` says that the one token axis holds rows and tokens, rows outermost. ``roomy`` are
+    those of the axes that hold room for more tokens behind the tokens, which stays.
     """
 
     stage: int
@@ -54,16 +57,30 @@ class Gather:
     batch_axis: int | None = None
     batch_is_new: bool = False
     merged: bool = False
+    roomy: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Length:
-    """An integer that means the full length becomes the new one, times the number of rows if ``rows``."""
+    """An integer that means the full length becomes the new one.
 
+    It is ``times`` that length, times the number of rows if ``rows``; with ``roomy`` the length and room behind
+    it, which stays.
+    """
+
+    times: int = 1
     rows: bool = False
+    roomy: bool = False
 
 
-Repair = Gather | Length | None
+@dataclass(frozen=True)
+class Recount:
+    """A tensor that counts from 0 to a length counts to the new length."""
+
+    length: Length
+
+
+Repair = Gather | Length | Recount | None
 
 
 @dataclass(frozen=True)
@@ -83,13 +100,16 @@ class _Choice:
     changed: bool = False
 
 
-def probe(graph: Graph, embeddings: Node, cuts: Sequence[Node]) -> dict[Node, NodePlan]:
+def probe(
+    graph: Graph, embeddings: Node, cuts: Sequence[Node], capacities: Collection[int | SymInt] = ()
+) -> dict[Node, NodePlan]:
     """Plans every node behind the first of `cuts`.
 
     Args:
         graph: the graph as Dynamo made it; it is only read.
         embeddings: the node ``[B, S, C]`` that shows the full length and the number of rows.
         cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
+        capacities: sizes of axes that hold the S tokens and, behind them, room for more (of static caches).
 
     Returns:
         A plan for each node behind the first cut, in the order of the graph.
@@ -97,17 +117,27 @@ def probe(graph: Graph, embeddings: Node, cuts: Sequence[Node]) -> dict[Node, No
     Raises:
         CannotPrune: where a node can't be proven right with fewer tokens.
     """
-    return _Probe(graph, embeddings, cuts).run()
+    return _Probe(graph, embeddings, cuts, capacities).run()
 
 
 class _Probe:
-    def __init__(self, graph: Graph, embeddings: Node, cuts: Sequence[Node]) -> None:
+    def __init__(
+        self, graph: Graph, embeddings: Node, cuts: Sequence[Node], capacities: Collection[int | SymInt]
+    ) -> None:
         self.graph, self.cuts = graph, cuts
         self.mode = FakeTensorMode()
         rows, length, self.channels = example(embeddings).shape
         self.length, self.rows = expression(length), expression(rows)
         self.length_hint, self.rows_hint = hint(length), hint(rows)
-        self.marks = _unused_primes(graph, len(cuts), self.length_hint, None if rows == 1 else self.rows_hint)
+        self.capacities = {expression(size): hint(size) - self.length_hint for size in capacities}
+        self.capacities.pop(self.length, None)
+        self.marks = _unused_primes(
+            graph,
+            len(cuts),
+            self.length_hint,
+            None if rows == 1 else self.rows_hint,
+            tuple(self.capacities.values()),
+        )
         self.stages: dict[Node, int] = {}
         self.values: dict[Node, Any] = {}
         self.memo: dict[Any, tuple[tuple[Repair, ...], Any]] = {}
@@ -133,7 +163,7 @@ class _Probe:
 
     def _plan(self, node: Node, stage: int) -> tuple[tuple[Repair, ...], Any]:
         leaves = leaves_of(node)
-        choices = [list(self._choices(leaf, stage)) for leaf in leaves]
+        choices = [list(self._choices(leaf, stage, _is_counted(node, leaf))) for leaf in leaves]
         # Layers repeat: a node whose arguments look like an earlier one's has its plan.
         structure = str(with_leaves(node, [None] * len(leaves)))
         seen = [(self._is_side(leaf), *map(_signature, chosen)) for leaf, chosen in zip(leaves, choices, strict=True)]
@@ -145,18 +175,22 @@ class _Probe:
     def _search(self, node: Node, choices: list[list[_Choice]]) -> tuple[tuple[Repair, ...], Any]:
         """The one minimal set of repairs with which `node` runs and gives the shape that it should."""
         target = leaves_of(node)[0]
-        if writes_into_first(node) and self._is_side(target):
+        if writes_into_first(node) and self._is_side(target) and getattr(example(target), "ndim", None) != 0:
             raise CannotPrune(f"{_where(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
         if math.prod(map(len, choices)) > _MOST_TRIALS:
             raise CannotPrune(f"{_where(node)} has too many arguments that may hold a sequence length")
         found: list[tuple[frozenset[int], tuple[_Choice, ...], Any]] = []
+        made_after = _is_made_after(node)
         refusal: Exception | None = None
         for chosen in sorted(itertools.product(*choices), key=lambda chosen: sum(c.changed for c in chosen)):
             changed = frozenset(i for i, choice in enumerate(chosen) if choice.changed)
-            if any(smaller < changed for smaller, _, _ in found):
+            if not made_after and any(smaller < changed for smaller, _, _ in found):
                 continue
             try:
-                found.append((changed, chosen, self._attempt(node, chosen)))
+                result = self._attempt(node, chosen)
+                if made_after:
+                    self._check_made_after(node, chosen[0].value, result)
+                found.append((changed, chosen, result))
             except Exception as error:  # whatever a node raises on sizes that do not fit it
                 if refusal is None or isinstance(error, Refused) > isinstance(refusal, Refused):
                     refusal = error
@@ -178,6 +212,8 @@ class _Probe:
             if is_sdpa(node):
                 self._check_sdpa(**sdpa_arguments(args, kwargs))
                 result = run(node, args, kwargs)
+            elif node.target in SEQUENCE_FUNCTIONS:
+                result = run(node, args, kwargs)
             else:
                 with TokenRules(self.marks, read_only=side):
                     result = run(node, args, kwargs)
@@ -198,7 +234,7 @@ class _Probe:
             raise Refused("query, key and value have other lengths or channels")
         if query.shape[:-3] != key.shape[:-3] or key.shape[:-3] != value.shape[:-3]:
             raise Refused("query, key and value have other numbers of rows")
-        if is_causal and query.shape[-2] != key.shape[-2]:
+        if is_causal and key.shape[-2] - query.shape[-2] not in (0, *self.marks.rooms):
             raise Refused("causal attention has more keys than queries: a cache that holds tokens already")
         if attn_mask is not None:
             attn_mask.expand(*query.shape[:-1], key.shape[-2])
@@ -217,18 +253,33 @@ class _Probe:
             if not right:
                 raise Refused(f"its result becomes {_describe(after)}, {_describe(before)} was traced")
 
+    def _check_made_after(self, node: Node, first: Tensor, result: Tensor) -> None:
+        """A new tensor has tokens where the one that it is made after has them, if their axes are of one size."""
+        traced = zip(example(leaves_of(node)[0]).shape, example(node).shape, strict=False)
+        for axis, (size, of_result) in enumerate(traced):
+            alike = expression(size) == expression(of_result)
+            if alike and self.marks.token(first.shape[axis]) != self.marks.token(result.shape[axis]):
+                raise Refused("a new tensor has its tokens elsewhere than the one that it is made after")
+
     def _corresponds(self, before: Any, after: Any) -> bool:
         if isinstance(before, int | SymInt):
             if prime := self.marks.token(after):
-                after = after // prime * self.length_hint
+                room = after - prime if after % prime else 0
+                after = (after - room) // prime * self.length_hint + room
             if self.marks.batch and after % self.marks.batch == 0:
                 after = after // self.marks.batch * self.rows_hint
         return bool(hint(before) == after)
 
     # What a leaf of a node's arguments may be handed over as.
 
-    def _choices(self, leaf: Any, stage: int) -> Iterator[_Choice]:
-        if isinstance(leaf, Node):
+    def _choices(self, leaf: Any, stage: int, counts: bool = False) -> Iterator[_Choice]:
+        if isinstance(leaf, Node) and counts:
+            # Counts that are put in places by content (the inverse of a permutation) are no positions.
+            value = self._value(leaf, 0)
+            for choice in self._lengths(expression(example(leaf).shape[0]), stage):
+                if isinstance(choice.repair, Length):
+                    yield _Choice(self._empty((choice.value,), value), Recount(choice.repair), True)
+        elif isinstance(leaf, Node):
             source = self._stage_read(leaf)
             value = self._value(leaf, source)
             yield _Choice(value)
@@ -260,12 +311,14 @@ class _Probe:
 
     def _lengths(self, size: sympy.Expr, stage: int) -> Iterator[_Choice]:
         prime, batch = self.marks.tokens[stage - 1], self.marks.batch
-        if size == self.length:
-            yield _Choice(prime, Length(), True)
+        if size in self.capacities:
+            yield _Choice(prime + self.capacities[size], Length(roomy=True), True)
+        if times := _quotient(size, self.length):
+            yield _Choice(times * prime, Length(times), True)
         if batch and size == self.rows:
             yield _Choice(batch, None, True)
-        if batch and size == self.rows * self.length:
-            yield _Choice(batch * prime, Length(rows=True), True)
+        if batch and (times := _quotient(size, self.rows * self.length)):
+            yield _Choice(times * batch * prime, Length(times, rows=True), True)
 
     def _gathers(self, node: Node, value: Tensor, source: int, stage: int) -> Iterator[_Choice]:
         """The ways to read a side tensor at `stage`: each set of its axes that may be tokens, with its rows."""
@@ -277,24 +330,30 @@ class _Probe:
             length, rows, sizes = self.marks.tokens[source - 1], batch or 1, shape
         else:
             length, rows, sizes = self.length, self.rows, [expression(s) for s in example(node).shape]
-        tokens = [axis for axis, size in enumerate(sizes) if size == length]
+        rooms = {length: 0}
+        if source:
+            rooms |= {length + room: room for room in self.marks.rooms}
+        else:
+            rooms |= self.capacities
+        tokens = [axis for axis, size in enumerate(sizes) if size in rooms]
         row_axes = [axis for axis, size in enumerate(sizes) if batch and size == rows]
         for count in range(len(tokens) + 1):
             for axes in itertools.combinations(tokens, count):
-                shorter = [prime if axis in axes else size for axis, size in enumerate(shape)]
+                shorter = [prime + rooms[sizes[axis]] if axis in axes else size for axis, size in enumerate(shape)]
+                roomy = tuple(axis for axis in axes if sizes[axis] != length)
                 if batch is None:
                     if axes:
-                        yield _Choice(self._empty(shorter, value), Gather(source, axes), True)
+                        yield _Choice(self._empty(shorter, value), Gather(source, axes, roomy=roomy), True)
                     continue
                 ones = [axis for axis, size in enumerate(shape) if size == 1] if axes else []
                 for axis in row_axes + ones:
                     if axis not in axes:
-                        repair = Gather(source, axes, axis) if axes else None
+                        repair = Gather(source, axes, axis, roomy=roomy) if axes else None
                         yield _Choice(self._empty([*shorter[:axis], batch, *shorter[axis + 1 :]], value), repair, True)
                 if axes and not row_axes:
                     yield _Choice(
                         self._empty([batch, *shorter], value),
-                        Gather(source, axes, 0, batch_is_new=True),
+                        Gather(source, axes, 0, batch_is_new=True, roomy=roomy),
                         True,
                     )
         if batch:
@@ -315,7 +374,7 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None) -> Marks:
+def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None, rooms: tuple[int, ...]) -> Marks:
     """Primes that divide no size and no integer of `graph`; those for tokens are longer than the sequence."""
     used: set[int] = set()
     for node in graph.nodes:
@@ -326,14 +385,31 @@ def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None) -> 
 
     def unused_above(number: int) -> int:
         prime = sympy.nextprime(number)
-        while any(size % prime == 0 for size in used):
+        while any(size % prime == 0 or size - prime in rooms for size in used):
             prime = sympy.nextprime(prime)
         return prime
 
     primes = [max(10_000, 2 * length)]
     for _ in range(stages):
         primes.append(unused_above(primes[-1]))
-    return Marks(tuple(primes[1:]), None if rows is None else unused_above(max(100, rows)))
+    return Marks(tuple(primes[1:]), None if rows is None else unused_above(max(100, rows)), length, rooms)
+
+
+def _quotient(size: sympy.Expr, of: sympy.Expr) -> int | None:
+    """How many times `of` is in `size`; None where that is no small whole number. -1 counts from the end."""
+    times = size / of
+    return int(times) if times.is_Integer and (0 < times <= _MOST_TIMES or times == -1) else None
+
+
+def _is_made_after(node: Node) -> bool:
+    """Whether a node makes a new tensor of sizes that it is told: any would do, so they prove nothing."""
+    return node.op == "call_method" and str(node.target).startswith("new_")
+
+
+def _is_counted(node: Node, leaf: Any) -> bool:
+    """Whether `leaf` is ``arange(n)`` that `node` puts in places which are data."""
+    is_put = node.target is torch.ops.aten.index_put.default and leaf is node.args[2]
+    return is_put and leaf.target is torch.arange and len(leaf.args) == 1
 
 
 def _signature(choice: _Choice) -> str:

@@ -9,6 +9,7 @@ import networkx as nx
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from .attention import Attention
 from .decoder import Decoder
 from .nodes import example_tensor
 from .sizes import expression
@@ -26,13 +27,12 @@ class Rotation:
     nodes: tuple[Node, ...]
 
 
-def find_rotation(decoder: Decoder, layer: int) -> Rotation:
-    """The rotation of the keys of decoder layer `layer`.
+def find_rotation(decoder: Decoder, attention: Attention, entering: Node) -> Rotation:
+    """The rotation of the keys of an attention, in the layer that the hidden states `entering` enter.
 
     Walks back from the key along the nodes that all of its data went through, to the first one behind which
     nothing of sequence length other than hidden states (a rotary table) was mixed in.
     """
-    attention, entering = decoder.layers[layer], decoder.hidden[layer]
     if attention.key not in decoder.flow or not nx.has_path(decoder.flow, entering, attention.key):
         return Rotation(attention.key, ())
     within = nx.ancestors(decoder.flow, attention.key) | {attention.key}

@@ -21,14 +21,14 @@ from .sizes import expression
 
 def first_masked(decoder: Decoder) -> Node:
     """The first node that the mask changes: all that the mask is made of stands in front of it."""
-    first = decoder.layers[0].masked
-    assert first is not None
-    return first
+    return next(layer.masked for layer in decoder.layers if layer is not None and layer.masked is not None)
 
 
 def check_maskable(decoder: Decoder, layer: int) -> None:
     """Declines where the attentions of layers ``0..layer`` can't be given a segment mask."""
     for index, attention in enumerate(decoder.layers[: layer + 1]):
+        if attention is None:
+            raise CannotPrune(f"layer {index} can't be given a segment mask: it has no attention")
         query, key = example_tensor(attention.query), example_tensor(attention.key)
         if query is None or key is None or expression(query.shape[-2]) != expression(key.shape[-2]):
             raise CannotPrune(f"layer {index} can't be given a segment mask: its queries are not as many as its keys")
@@ -50,10 +50,10 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
     own = None
     masks: dict[Node, Node] = {}
     for attention in decoder.layers[: layer + 1]:
-        assert attention.masked is not None
+        assert attention is not None and attention.masked is not None
         with emit.before(attention.masked):
             if own is None:
-                own = emit(_segments(segment), frame, decoder.hidden[0])
+                own = emit(_segments(segment), frame, decoder.entering(0))
             if attention.mask is None:
                 _run_in_segments(attention, own)
                 continue

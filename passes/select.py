@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,13 @@ class Tokens:
     frame: Node
 
 
-def padding_mask(attention: Attention, length: int | SymInt) -> Callable[..., Tensor]:
+def padding_mask(
+    attention: Attention, length: int | SymInt, capacities: Collection[int | SymInt] = ()
+) -> Callable[..., Tensor]:
     """A function that finds padding ``[B, S]`` from ``(is_visual, mask)``; `mask` is absent if there is none.
 
     A position is padding if its own query may not see it: every causal, sliding or two-way mask lets a
-    token see itself, unless it is padding.
+    token see itself, unless it is padding. The mask may have more columns than S: one of `capacities`.
 
     Raises:
         CannotPrune: where the mask has no row for each query.
@@ -46,16 +48,18 @@ def padding_mask(attention: Attention, length: int | SymInt) -> Callable[..., Te
     if mask is None:
         return torch.zeros_like
     rows, columns = (expression(size) for size in mask.shape[-2:])
-    if mask.ndim != 4 or columns != expression(length) or rows not in (columns, 1):
+    widths = [expression(size) for size in (length, *capacities)]
+    if mask.ndim != 4 or columns not in widths or rows not in (widths[0], 1):
         raise CannotPrune(
             f"the attention mask has shape {[str(size) for size in mask.shape]}, [B, 1, S, S] was expected with "
-            f"S = {length}: a cache that is preallocated or holds tokens already, or another kind of mask"
+            f"S = {length}: a cache that holds tokens already, or a preallocated (static) one that was made before "
+            "this call, or another kind of mask; start with an empty cache"
         )
-    has_rows = rows == columns
+    has_rows = rows == widths[0]
 
     def is_padding(is_visual: Tensor, mask: Tensor) -> Tensor:
         visible = may_see(mask)[:, 0]
-        own = visible.diagonal(dim1=-2, dim2=-1) if has_rows else visible[:, 0]
+        own = visible.diagonal(dim1=-2, dim2=-1) if has_rows else visible[:, 0, : is_visual.shape[1]]
         return ~own.expand_as(is_visual)
 
     return is_padding
@@ -71,9 +75,9 @@ def visual_mask(*masks: Tensor) -> Tensor:
 
 def emit_selection(
     emit: Emitter,
-    attention: Attention,
+    attention: Attention | None,
     hidden: Node,
-    rotation: Rotation,
+    rotation: Rotation | None,
     tokens: Tokens,
     rule: Rule,
     kept: int | Node,
@@ -82,9 +86,9 @@ def emit_selection(
 
     Args:
         emit: adds traced functions to the graph.
-        attention: that of the scoring layer, as the graph has it now.
+        attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
         hidden: what enters the layer, ``[B, S, C]``.
-        rotation: that of the layer's keys.
+        rotation: that of the layer's keys, None without attention.
         tokens: the kinds of the layer's tokens.
         rule: the selection rule.
         kept: how many tokens a row keeps, a number or the node of one.
@@ -93,22 +97,29 @@ def emit_selection(
         The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer; that of the scores,
         ``[B, S]`` float32, NaN where a token is not visual; and the kinds of the kept tokens.
     """
-    rotate, rotation_inputs = rotation_module(rotation)
-    mask, scale = attention.mask, attention.scale
+    rotate: Callable[..., Tensor] | None = None
+    state: list[Any] = [None] * 5
+    rotation_inputs: list[Node] = []
+    if attention is not None and rotation is not None:
+        rotate, rotation_inputs = rotation_module(rotation)
+        state = [attention.query, attention.key, rotation.unrotated, attention.mask, attention.scale]
 
     def select(
-        query: Tensor,
-        key: Tensor,
-        unrotated: Tensor,
         hidden: Tensor,
         is_visual: Tensor,
         is_padding: Tensor,
         frame: Tensor,
         kept: int,
+        query: Tensor,
+        key: Tensor,
+        unrotated: Tensor,
         mask: Tensor | None,
         scale: float | None,
         *others: Any,
     ) -> tuple[Tensor, ...]:
+        if mask is not None:
+            # Columns behind the tokens are room in a cache.
+            mask = mask[..., : is_visual.shape[1]]
         constants, rotation_inputs = others[: len(rule.constants)], others[len(rule.constants) :]
         with torch.no_grad():
             context = Context(
@@ -122,7 +133,7 @@ def emit_selection(
                 scale,
                 mask,
                 kept,
-                rotate=lambda keys: rotate(keys, *rotation_inputs),
+                rotate=lambda keys: keys if rotate is None else rotate(keys, *rotation_inputs),
             )
             scores = _checked(rule.score(context, *constants), is_visual)
             positions = keep_positions(scores, is_visual, is_padding, kept)
@@ -131,17 +142,13 @@ def emit_selection(
 
     positions, scores, *kinds = emit(
         select,
-        attention.query,
-        attention.key,
-        rotation.unrotated,
         hidden,
         tokens.is_visual,
         tokens.is_padding,
         tokens.frame,
         kept,
-        mask,
-        scale,
-        *(emit.constant(value, like=attention.query) for value in rule.constants),
+        *state,
+        *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
         results=5,
     )

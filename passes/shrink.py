@@ -17,7 +17,7 @@ from ..kernels.gather import gather_tokens
 from ..kernels.gather_together import gather_together
 from .emit import Emitter
 from .nodes import example, fake_mode, leaves_of, run, with_leaves
-from .probe import Gather, Length, NodePlan, Repair
+from .probe import Gather, Length, NodePlan, Recount, Repair
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Shrinker:
             if plan.stage == before + 1
             for leaf, repair in zip(leaves_of(node), plan.repairs, strict=True)
             if isinstance(repair, Gather) and isinstance(leaf, Node) and leaf in there and leaf not in self.cuts
-            if repair.stage == 0 and len(repair.axes) == 1 and not repair.merged
+            if repair.stage == 0 and len(repair.axes) == 1 and not repair.merged and not repair.roomy
         ]
         sides = list(dict.fromkeys(sides))
         of_cut = (self.read(self.cuts[before], before), Gather(before, (1,), 0))
@@ -104,26 +104,37 @@ class Shrinker:
 
     def _repaired(self, leaf: object, repair: Repair, stage: int) -> object:
         if isinstance(repair, Length):
-            length = self.stages[stage - 1].length
-            if repair.rows:
-                return self.emit.arithmetic(operator.mul, self.emit.size(self.embeddings, 0), length)
-            return length
+            return self._length(leaf, repair, stage)
+        if isinstance(repair, Recount):
+            assert isinstance(leaf, Node)
+            return self.emit(_count_as, leaf, self._length(None, repair.length, stage))
         if not isinstance(leaf, Node):
             return leaf
         leaf = self.read(leaf, stage)
         return leaf if repair is None else self._gathered(leaf, repair, stage)
+
+    def _length(self, leaf: object, repair: Length, stage: int) -> int | Node:
+        length = self.stages[stage - 1].length
+        if repair.roomy:
+            assert isinstance(leaf, int | Node)
+            room = self.emit.arithmetic(operator.sub, leaf, self.emit.size(self.embeddings, 1))
+            return self.emit.arithmetic(operator.add, length, room)
+        length = self.emit.arithmetic(operator.mul, length, repair.times)
+        if repair.rows:
+            return self.emit.arithmetic(operator.mul, self.emit.size(self.embeddings, 0), length)
+        return length
 
     def _gathered(self, node: Node, repair: Gather, stage: int) -> Node:
         """`node` gathered for `stage`; each is made once and shared."""
         made = self.stages[stage - 1].gathered
         if (node, repair) not in made:
             positions = self._positions(repair.stage, stage)
+            length = self.stages[repair.stage - 1].length if repair.stage else self.emit.size(self.embeddings, 1)
             if repair.merged:
-                length = self.stages[repair.stage - 1].length if repair.stage else self.emit.size(self.embeddings, 1)
                 made[node, repair] = self.emit(_take_merged, node, positions, repair.axes[0], length)
             else:
-                how = (repair.axes, repair.batch_axis, repair.batch_is_new)
-                made[node, repair] = self.emit(_take, node, positions, *how)
+                how = (repair.axes, repair.batch_axis, repair.batch_is_new, repair.roomy)
+                made[node, repair] = self.emit(_take, node, positions, length, *how)
         return made[node, repair]
 
     def _positions(self, source: int, stage: int) -> Node:
@@ -139,6 +150,10 @@ class Shrinker:
 def _compose(first: Tensor, then: Tensor) -> Tensor:
     """Positions ``[B, N]`` in the tokens that ``first`` ``[B, M]`` kept, as positions in what it kept them of."""
     return first.gather(1, then)
+
+
+def _count_as(like: Tensor, length: int) -> Tensor:
+    return torch.arange(length, dtype=like.dtype, device=like.device)
 
 
 def _layout(repair: Gather) -> tuple[int, int | None, bool]:
@@ -173,13 +188,23 @@ def _taking_together(layouts: tuple[tuple[int, int | None, bool], ...]) -> Calla
 
 
 def _take(
-    value: Tensor, positions: Tensor, axes: tuple[int, ...], batch_axis: int | None, batch_is_new: bool
+    value: Tensor,
+    positions: Tensor,
+    length: int,
+    axes: tuple[int, ...],
+    batch_axis: int | None,
+    batch_is_new: bool,
+    roomy: tuple[int, ...],
 ) -> Tensor:
-    """``value`` at the kept positions of each row, along all of its token axes."""
+    """``value`` at the kept positions of each row, along all of its token axes; room behind ``length`` tokens stays."""
     if batch_is_new:
-        value, axes = value.unsqueeze(0), tuple(axis + 1 for axis in axes)
+        value = value.unsqueeze(0)
     for axis in axes:
-        value = gather_tokens(value, positions, axis, batch_axis)
+        places = positions
+        if axis in roomy:
+            room = torch.arange(length, value.shape[axis + batch_is_new], device=positions.device)
+            places = torch.cat([positions, room.expand(positions.shape[0], -1)], 1)
+        value = gather_tokens(value, places, axis + batch_is_new, batch_axis)
     return value
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .sequence_functions import SEQUENCE_FUNCTIONS
+
 aten = torch.ops.aten
 
 
@@ -37,15 +39,18 @@ class Refused(Exception):
 class Marks:
     """The prime lengths that mark the axes: one for tokens at each stage of pruning, one for the batch.
 
-    ``batch`` is None where the batch has one row.
+    ``batch`` is None where the batch has one row. An axis may hold room for some more tokens behind the tokens:
+    ``rooms`` are for how many. ``full`` is the length before all cuts.
     """
 
     tokens: tuple[int, ...]
     batch: int | None
+    full: int
+    rooms: tuple[int, ...] = ()
 
     def token(self, size: int) -> int | None:
-        """The token length that divides `size`, or None."""
-        return next((prime for prime in self.tokens if size % prime == 0), None)
+        """The token length that divides `size`, or that `size` is with room behind it; else None."""
+        return next((prime for prime in self.tokens if size % prime == 0 or size - prime in self.rooms), None)
 
     def layout(self, shape: Iterable[int]) -> list[tuple[int, int]]:
         """Where tokens and rows lie in memory order: sorted pairs of (prime, stride in elements).
@@ -86,7 +91,8 @@ class TokenRules(TorchDispatchMode):
             written = named.get(argument.name)
             if not argument.is_write or not isinstance(written, Tensor):
                 continue
-            if written.untyped_storage()._cdata in self.read_only:
+            # A number has no places that would depend on how many tokens there are.
+            if written.ndim and written.untyped_storage()._cdata in self.read_only:
                 raise Refused(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -97,9 +103,14 @@ class TokenRules(TorchDispatchMode):
     def _token_axes(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if self.marks.token(size)]
 
+    def _has_copies(self, *values: Tensor) -> bool:
+        """Whether an axis holds copies of each token (one for each of its experts), whose order sizes don't tell."""
+        sizes = [size // prime for value in values for size in value.shape if (prime := self.marks.token(size))]
+        return any(size not in (1, self.marks.batch) for size in sizes)
+
     def _rule(self, func: Any) -> Callable[..., None]:
         rule = _RULES.get(func.overloadpacket)
-        if rule is None and torch.Tag.pointwise in func.tags:
+        if rule is None and (torch.Tag.pointwise in func.tags or func.overloadpacket in SEQUENCE_FUNCTIONS):
             rule = TokenRules.allowed
         if rule is None:
             raise Refused(f"{func} is not known to be right for fewer tokens")
@@ -113,7 +124,7 @@ class TokenRules(TorchDispatchMode):
     def reshape(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
         """Tokens and rows must stay where they are in memory order."""
         before, after = self.marks.layout(given["self"].shape), self.marks.layout(result.shape)
-        if before != after:
+        if before != after and not self._has_copies(given["self"], result):
             raise Refused(f"{func} from {list(given['self'].shape)} to {list(result.shape)} takes tokens apart")
 
     def over_dims(self, func: Any, given: dict[str, Any], result: Any) -> None:
@@ -125,7 +136,7 @@ class TokenRules(TorchDispatchMode):
             raise Refused(f"{func} runs over tokens")
 
     def take(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
-        """One position or a range of an axis: of tokens, only all of them or the last ones."""
+        """One position or a range of an axis: of tokens, only all of them, with or without room, or the last ones."""
         value, dim = given["self"], given.get("dim", 0)
         if dim % value.ndim not in self._token_axes(value):
             return
@@ -135,10 +146,29 @@ class TokenRules(TorchDispatchMode):
             if position == -1:
                 return
             raise Refused(f"{func} takes the token at position {position}")
+        if given.get("start") == -self.marks.full:
+            raise Refused(f"{func} takes as many tokens as there were")
         start, end, step = given.get("start") or 0, given.get("end"), given.get("step", 1)
-        to_the_end = end is None or end == size or end > 2**62
+        to_the_end = end is None or end == size or end > 2**62 or (end in self.marks.tokens and size > end)
         if not to_the_end or step != 1 or start > 0:
             raise Refused(f"{func} takes the tokens from {start} to {end}")
+
+    def index(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """Places in an axis that are data of the tokens themselves, such as the expert of each."""
+        indices = [index for index in given["indices"] if index is not None]
+        if any(index.dtype == torch.bool or index.untyped_storage()._cdata in self.read_only for index in indices):
+            raise Refused(f"{func} takes tokens at places that were computed before the cut")
+
+    def gather(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """Places in an axis other than that of the tokens."""
+        value = given["self"]
+        if given["dim"] % value.ndim in self._token_axes(value):
+            raise Refused(f"{func} takes tokens at places")
+
+    def order(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """An order of tokens by what they hold, in one axis for all."""
+        if given["self"].ndim != 1:
+            self.over_dims(func, given, result)
 
     def split(self, func: Any, given: dict[str, Any], result: Any) -> None:
         """Parts of an axis other than that of the tokens."""
@@ -160,10 +190,13 @@ class TokenRules(TorchDispatchMode):
             raise Refused(f"{func} runs over tokens")
 
     def pad(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
-        """Padding of other axes."""
-        before, after = given["self"].shape, result.shape
-        if any(self.marks.token(old) and old != new for old, new in zip(before, after, strict=True)):
-            raise Refused(f"{func} pads the sequence")
+        """Padding of other axes, or room behind the tokens."""
+        pairs = zip(given["self"].shape, result.shape, strict=True)
+        for axis, (old, new) in enumerate(pairs):
+            place = 2 * (result.ndim - 1 - axis)
+            in_front = given["pad"][place] if place < len(given["pad"]) else 0
+            if self.marks.token(old) and old != new and (in_front or new - old not in self.marks.rooms):
+                raise Refused(f"{func} pads the sequence")
 
 
 _LAST_BY_DEFAULT = {aten.topk, aten.sort}
@@ -173,18 +206,24 @@ _RULES: dict[Any, Callable[..., None]] = {
         TokenRules.allowed: (
             *(torch.ops.prim.device, torch.ops.prim.layout),
             *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.lift_fresh, aten.lift_fresh_copy),
-            *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.copy_, aten.fill_),
-            *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul),
+            *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
+            *(aten.copy, aten.copy_, aten.fill_),
+            *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul, aten._grouped_mm),
             *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.native_dropout, aten.dropout),
             *(
                 aten.zeros_like,
                 aten.ones_like,
                 aten.full_like,
                 aten.empty_like,
+                aten.new_empty,
+                aten.new_zeros,
+                aten.new_ones,
+                aten.new_full,
                 aten.rand_like,
                 aten.bernoulli_,
             ),
             *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
+            *(aten.floor_divide, aten.remainder),
             *(aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention),
             *(aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention),
             *(aten._scaled_dot_product_fused_attention_overrideable, aten._scaled_dot_product_attention_math),
@@ -203,8 +242,11 @@ _RULES: dict[Any, Callable[..., None]] = {
                 aten.argmin,
             ),
             *(aten.var, aten.std, aten.var_mean, aten.linalg_vector_norm, aten.logsumexp, aten.any, aten.all),
-            *(aten.topk, aten.sort, aten.cumsum, aten.glu),
+            *(aten.topk, aten.cumsum, aten.glu),
         ),
+        TokenRules.order: (aten.sort, aten.histc),
+        TokenRules.index: (aten.index, aten.index_put),
+        TokenRules.gather: (aten.gather, aten.scatter, aten.scatter_),
         TokenRules.take: (aten.select, aten.slice),
         TokenRules.split: (aten.split, aten.split_with_sizes, aten.unbind, aten.chunk),
         TokenRules.join: (aten.cat,),

@@ -30,7 +30,7 @@ from .passes.errors import CannotPrune
 from .passes.frames import emit_frames, find_frames
 from .passes.injection import Injection, find_injections
 from .passes.nodes import arguments, example, is_hidden_states
-from .passes.pipeline import copy_of, injected_elements, prune
+from .passes.pipeline import Pruned, copy_of, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
 
@@ -75,9 +75,9 @@ def sharp(
 
 
 def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
-    if find_injections(module.graph):
-        return _compile_injecting(module, inputs, config)
     linked = links.find(inputs)
+    if linked is None and find_injections(module.graph):
+        return _compile_injecting(module, inputs, config)
     made = report.add(GraphReport(False, "no visual tokens are injected in this graph"))
     if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
         return _inner(module, inputs, config)
@@ -103,7 +103,7 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
         _skip(made, config)
         return _inner(module, inputs, config)
     how = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
-    made = report.add(GraphReport(True, how, config.cuts[-1].layer, pruned.num_layers))
+    made = report.add(GraphReport(True, _with_remark(how, pruned), pruned.layer, pruned.num_layers))
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
@@ -212,8 +212,9 @@ class LinkedGraph:
             return None
         self.has_decoder = True
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
-        self.report.layer = self.config.cuts[-1].layer
-        self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
+        self.report.layer = pruned.layer
+        how = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
+        self.report.reason = _with_remark(how, pruned)
         _log_graphs(self.report, self.module, copy)
         return _returning_kept(self._compile(copy), self.report)
 
@@ -229,6 +230,10 @@ class LinkedGraph:
         kept = self.config.cuts[-1].kept(visual)
         self.report.sequence_length, self.report.visual_tokens = length, visual
         self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
+
+
+def _with_remark(how: str, pruned: Pruned) -> str:
+    return f"{how}; {pruned.remark}" if pruned.remark else how
 
 
 def _in_a_frame(frame: Tensor) -> Tensor:

@@ -5,26 +5,53 @@ second time, for people to read and for the compiled models to be measured again
 
     with oracle.prune(model, retention=0.25, layer=1, selector="fastv") as run:
         output = model(**inputs)  # or model.generate(**inputs, ...)
-    run.kept[0]  # [B, S'] kept positions
+    run.kept[0]  # [B, S'] kept positions, cut after layer run.layers[0]
 
 Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention * V). A row with t text
 tokens keeps them all, then n = min(S' - t, its visual tokens) visual tokens, then padding.
+
+Between its layers the model goes on to see whole sequences: a layer behind the cut gets what it gets at the
+kept positions only, and its outputs are put back where they come from, among NaNs (that nothing may use).
+So whatever a model does between layers is right without the oracle knowing of it. What leaves the decoder
+is shortened for good.
+
+In the prefill everything keeps its original position: rotary tables, distances, sliding windows. A decoding
+step is the stock model's on the shortened cache, where a sliding window counts the keys that are left; only
+masks are fitted. Static caches are not pruned: their reference is the oracle on a dynamic one.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
+from transformers.cache_utils import DummyLayer, StaticLayer
+from transformers.modeling_utils import AttentionInterface
 
 from tests.architectures import visual_mask
+
+# The tensors that decoder layers take, by the argument's name, in one of these layouts: B is the batch (or 1),
+# Q the queries and K the keys of the sequence, other letters whatever else there is.
+LAYOUTS = {
+    "hidden_states": ("BQC", "BQNC"),  # N: the streams of hyper-connections (GLM-5 Next)
+    "position_embeddings": ("BQD", "ABQD"),  # the rotary tables, however nested
+    "position_ids": ("BQ", "ABQ"),
+    "attention_mask": ("BQ", "BHQK"),
+    "conv_mask": ("BQ",),  # Inkling 2
+    "block_states": ("BQNC",),  # Inkling 2: what the blocks of layers before gave
+    "per_layer_input": ("BQC",),  # Gemma 4
+    "moe_mm_token_type_ids": ("BQ",),  # Ernie 4.5
+}
 
 
 @dataclass
@@ -32,19 +59,51 @@ class State:
     """What enters the attention of a layer."""
 
     query: torch.Tensor  # [B, H, L, D], rotated
-    unrotated: torch.Tensor  # [B, H, L, D], a key for each query head
-    rotate: Callable[[torch.Tensor], torch.Tensor]  # of keys like those
+    key: torch.Tensor  # [B, H, L, D], rotated, a key for each query head
     scaling: float
     mask: torch.Tensor | None
+    bias: torch.Tensor | None  # [B, H, L, L], added to the logits
+    softcap: float | None  # bounds the logits before the mask
+    sinks: torch.Tensor | None  # [B, H, L, 1]: one more logit for each query, which takes its share and gives nothing
+    projected: torch.Tensor | None  # [B, L, heads * D]: the output of `k_proj`
+    rotation: Callable[[torch.Tensor], torch.Tensor] | None  # of keys [B, H, L, D]
 
     def logits(self, key: torch.Tensor) -> torch.Tensor:
         """[B, H, L, L] float32, minus infinity where the mask hides a key."""
         scores = self.query.float() @ key.float().mT * self.scaling
+        if self.bias is not None:
+            scores = scores + self.bias
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.mask is None:
             return scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
         if self.mask.dtype == torch.bool:
             return scores.masked_fill(~self.mask, -torch.inf)
         return (scores + self.mask).masked_fill(self.mask < torch.finfo(self.mask.dtype).min / 2, -torch.inf)
+
+    def weights(self) -> torch.Tensor:
+        """The attention that each position pays to each [B, H, L, L]."""
+        logits = self.logits(self.key)
+        if self.sinks is None:
+            return logits.softmax(-1)
+        return torch.cat([logits, self.sinks.expand(*logits.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
+
+    @property
+    def unrotated(self) -> torch.Tensor:
+        """The keys before their rotation [B, H, L, D], for architectures where that is all that `k_proj` lacks."""
+        if self.projected is None or self.rotation is None:
+            raise NotImplementedError("no unrotated keys: the attention has no k_proj or no rotary tables")
+        batch, heads, length, size = self.key.shape
+        key = self.projected.view(batch, length, -1, size).transpose(1, 2)
+        key = key.repeat_interleave(heads // key.shape[1], dim=1)
+        if not torch.allclose(self.rotation(key), self.key, atol=1e-5):
+            raise NotImplementedError("no unrotated keys: more than a rotation lies between k_proj and the attention")
+        return key
+
+    def rotate(self, key: torch.Tensor) -> torch.Tensor:
+        """The rotation of the positions, of keys like the unrotated ones."""
+        assert self.rotation is not None
+        return self.rotation(key)
 
 
 @dataclass
@@ -73,25 +132,23 @@ def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 def fastv(tokens: Tokens, counts: list[int]) -> torch.Tensor:
     """The attention that the last position pays to each token, mean over heads (arXiv 2403.06764)."""
-    state = tokens.state()
-    return state.logits(state.rotate(state.unrotated))[:, :, -1].softmax(-1).mean(1)
+    return tokens.state().weights()[:, :, -1].mean(1)
 
 
 def text_attention(tokens: Tokens) -> torch.Tensor:
     """The attention that the text behind the video pays to each token, mean over its rows and heads."""
-    state = tokens.state()
-    shares = state.logits(state.rotate(state.unrotated)).softmax(-1).mean(1)
+    shares = tokens.state().weights().mean(1)
     return torch.stack([shares[row, text_behind(tokens, row)].mean(0) for row in range(len(shares))])
 
 
 def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
     """ShaRP with its defaults, as docs/method.md has it: debiased logits, segments of a frame, greedy dedup."""
     state = tokens.state()
-    key = state.rotate(state.unrotated)
+    key, unrotated = state.key, state.unrotated
     result = torch.zeros(tokens.visual.shape)
     for row, count in enumerate(counts):
         visual = tokens.visual[row].nonzero().flatten()
-        mean = state.unrotated[row : row + 1, :, visual].mean(2, keepdim=True)
+        mean = unrotated[row : row + 1, :, visual].mean(2, keepdim=True)
         mean = mean.expand(len(tokens.visual), -1, key.shape[2], -1)
         content = (state.logits(key) - state.logits(state.rotate(mean)))[row][:, :, visual]
         scores = content[:, text_behind(tokens, row)].softmax(-1).mean((0, 1))
@@ -100,7 +157,7 @@ def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
         hidden = tokens.visual[row] & (frame[visual, None] != frame[None])  # [V, L]: of another segment
         given = state.logits(key)[row][:, visual].masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[:, visual]
         scores = scores + (scores[top, None] * given[top]).sum(0) / 2
-        result[row, visual] = greedy(scores, state.unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
+        result[row, visual] = greedy(scores, unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
     return result
 
 
@@ -167,10 +224,12 @@ def keep(tokens: Tokens, length: int, choose: Choose) -> torch.Tensor:
 class Run:
     """What happened in the last prefill under `prune`: for each cut, the positions [B, S'] that remained.
 
-    Positions count from the start of the whole sequence, whatever was cut before.
+    Positions count from the start of the whole sequence, whatever was cut before. `layers` are the layers
+    after which the cuts were: later ones than were asked for, where those couldn't serve.
     """
 
     kept: list[torch.Tensor] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
 
 
 @contextmanager
@@ -191,17 +250,26 @@ def prune(
     [B, S'] the one cut keeps those instead of choosing. Each of several stages scores what it sees.
     """
     choose = SELECTORS[selector] if isinstance(selector, str) else selector
-    pruner = Pruner(decoder_layers(model), stages or [(layer, retention)], choose, positions, tokens_per_frame)
-    handles = [model.register_forward_pre_hook(pruner.begin, with_kwargs=True)]
+    decoder = text_model(model)
+    pruner = Pruner(decoder.layers, stages or [(layer, retention)], choose, positions, tokens_per_frame)
+    handles = [
+        model.register_forward_pre_hook(pruner.begin, with_kwargs=True),
+        decoder.register_forward_pre_hook(pruner.enter_decoder, with_kwargs=True),
+        decoder.register_forward_hook(pruner.leave_decoder),
+    ]
     for index, block in enumerate(pruner.layers):
         handles.append(block.register_forward_pre_hook(pruner.enter_layer(index), with_kwargs=True))
-    for index, _ in pruner.cuts:
-        attention = pruner.layers[index].self_attn
-        handles.append(attention.register_forward_pre_hook(pruner.enter_attention(index), with_kwargs=True))
-        for name in ("q_proj", "k_proj"):
-            handles.append(getattr(attention, name).register_forward_hook(pruner.record(index, name)))
+        handles.append(block.register_forward_hook(pruner.leave_layer(index)))
+        for name, module in block.named_modules():
+            if name == "self_attn":
+                handles.append(module.register_forward_pre_hook(pruner.enter_attention, with_kwargs=True))
+            if name == "self_attn.k_proj":
+                handles.append(module.register_forward_hook(pruner.leave_projection))
+            if type(module).__name__ == "Inkling2RelativeLogits":
+                handles.append(module.register_forward_hook(pruner.relative_logits(index)))
     try:
-        yield pruner.run
+        with mock.patch.object(AttentionInterface, "get_interface", pruner.watch(AttentionInterface.get_interface)):
+            yield pruner.run
     finally:
         for handle in handles:
             handle.remove()
@@ -224,129 +292,314 @@ class Pruner:
         self.positions = positions
         self.tokens_per_frame = tokens_per_frame
         self.run = Run()
-        self.visual = self.padding = torch.empty(0)  # [B, S] of the running call
-        self.prefill = False
-        self.seen: dict[int, dict[str, Any]] = {}  # by layer: what its attention was called with
+        # Of the running call
+        self.begun = self.prefill = False
+        self.visual = self.padding = torch.empty(0)  # [B, S]
+        self.due: list[tuple[int, float]] = []  # the cuts to come
+        self.last_addition = -1  # the last layer after which visual features are added
+        self.seen: dict[str, Any] | None = None  # what enters the attention of the layer that runs, or ran last
+        # Of the cache that the last prefill filled
+        self.cache: Any = None
+        self.dropped: list[int] = []  # positions that each layer lacks
+        self.restore: dict[int, Callable[[], None]] = {}  # by layer: makes it tell its own length again
+
+    # The model
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """At the start of a call: are there visual tokens to prune? A decoding step has none."""
-        ids = kwargs["input_ids"]
+        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         self.visual = visual_mask(model, kwargs)
         self.prefill = bool(self.visual.any()) and ids.shape[1] > 1
+        self.begun = True
+        self.seen = None
         if self.prefill:
+            if any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ())):
+                raise NotImplementedError("the oracle doesn't prune static caches: compare with a dynamic one")
+            if cache is not None and cache.get_seq_length() > 0:
+                raise NotImplementedError("the oracle doesn't prune visual tokens behind a cache that holds tokens")
             mask = kwargs.get("attention_mask")
             self.padding = torch.zeros_like(self.visual) if mask is None else mask == 0
-            self.run.kept, self.seen = [], {}
+            self.run.kept, self.run.layers = [], []
+            self.due = list(self.cuts)
+            self.cache, self.dropped = None, []
+        elif cache is not None and cache is self.cache:
+            for index, count in enumerate(self.dropped):
+                if count:
+                    self.restore[index] = pretend_longer(cache.layers[index], count)
+
+    def enter_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """DeepStack: features are added after the first layers, as many as there are sets of them."""
+        if not self.begun:
+            raise NotImplementedError("the language model was called past the model, which knows the visual tokens")
+        self.last_addition = len(kwargs.get("deepstack_visual_embeds") or ()) - 1
+
+    def leave_decoder(self, decoder: nn.Module, args: tuple, output: Any) -> None:
+        """What leaves the decoder is as long as the last layers were."""
+        self.begun = False
+        for restore in self.restore.values():
+            restore()
+        self.restore = {}
+        if not self.prefill:
+            return
+        if self.due:
+            raise ValueError(f"no layer from {self.due[0][0]} on serves this selector, or the model has no such layer")
+        self.cache = output.past_key_values
+        self.dropped = [self.visual.shape[1] - self.length_in(index) for index in range(len(self.layers))]
+        output.last_hidden_state = self.shorten(output.last_hidden_state, len(self.layers))
+        if output.hidden_states is not None:  # number i enters layer i; the one at the cut stays long
+            short = (self.shorten(states, index - 1) for index, states in enumerate(output.hidden_states))
+            output.hidden_states = tuple(short)
+
+    def kept_in(self, layer: int) -> torch.Tensor | None:
+        """The positions [B, S'] that layer `layer` sees, unless it sees all."""
+        kept = [kept for after, kept in zip(self.run.layers, self.run.kept, strict=True) if after < layer]
+        return kept[-1] if kept else None
+
+    def length_in(self, layer: int) -> int:
+        """The number of positions that layer `layer` sees."""
+        kept = self.kept_in(layer)
+        return self.visual.shape[1] if kept is None else kept.shape[1]
+
+    def shorten(self, states: torch.Tensor, layer: int) -> torch.Tensor:
+        """The hidden states [B, S, ...] at the positions that layer `layer` sees; a part of them stays as it is."""
+        kept = self.kept_in(layer)
+        return states if kept is None or states.shape[1] != self.visual.shape[1] else gather(states, "BQ", "Q", kept)
+
+    # The layers
 
     def enter_layer(self, index: int) -> Callable:
         """The pre-hook of decoder layer `index`."""
-        cut = {after + 1: retention for after, retention in self.cuts}.get(index)
 
         def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            if not self.prefill:
-                return args, fit_mask(kwargs, index, args[0].shape[1])
-            if cut is not None:
-                chosen = self.cut(index - 1, cut)
-                before = self.run.kept[-1] if self.run.kept else None
-                args = (gather(args[0], chosen, -2), *args[1:])
-                self.run.kept.append(chosen if before is None else before.gather(1, chosen))
-            if self.run.kept:
-                kwargs = gather_arguments(kwargs, self.run.kept[-1])
-            return args, kwargs
+            names = list(inspect.signature(block.forward).parameters)
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            if self.prefill:
+                self.cut_before(index, arguments)
+                arguments = self.gather_arguments(arguments, index)
+            else:
+                if index in self.restore:
+                    self.restore.pop(index)()
+                arguments = fit_mask(arguments, block, index)
+            self.seen = {}
+            return tuple(arguments[name] for name in names[: len(args)]), {name: arguments[name] for name in kwargs}
 
         return hook
 
-    def cut(self, layer: int, retention: float) -> torch.Tensor:
-        """The positions [B, L'] of the running sequence of length L that remain after layer `layer`."""
+    def cut_before(self, index: int, arguments: Mapping[str, Any]) -> None:
+        """Cuts after layer `index - 1`, if a cut is due and that layer serves."""
+        layer = index - 1
+        if not self.due or layer < self.due[0][0] or layer < self.last_addition:
+            return
+        if self.choose is not uniform and self.positions is None and "query" not in self.seen:
+            return
+        _, retention = self.due.pop(0)
+        if self.due and self.due[0][0] <= layer:
+            raise NotImplementedError(f"two cuts meet after layer {layer}")
+        if arguments["hidden_states"].shape[1] != self.visual.shape[1]:
+            raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
+        if arguments.get("shared_kv_states") or arguments.get("prev_topk_indices") is not None:
+            raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
+        self.run.kept.append(self.choose_positions(retention))
+        self.run.layers.append(layer)
+
+    def choose_positions(self, retention: float) -> torch.Tensor:
+        """The positions [B, L'] of the whole sequence that remain of the running one, of length L."""
         if self.positions is not None:
             return self.positions
         kinds = self.visual, self.padding, frames(self.visual, self.tokens_per_frame)
         if self.run.kept:
             kinds = tuple(kind.gather(1, self.run.kept[-1]) for kind in kinds)
         visual, padding, frame = kinds
-
-        def state() -> State:
-            return entering(self.layers[layer].self_attn, self.seen[layer])
-
-        tokens = Tokens(visual, padding, state, frame)
+        seen = self.seen
+        tokens = Tokens(visual, padding, lambda: entering(seen), frame)
         length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
-        return keep(tokens, length, self.choose)
+        chosen = keep(tokens, length, self.choose)
+        return self.run.kept[-1].gather(1, chosen) if self.run.kept else chosen
 
-    def enter_attention(self, index: int) -> Callable:
-        """Remembers the rotary tables and the mask that the scoring layer gets."""
+    def gather_arguments(self, arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The arguments of layer `index` at the positions that it sees."""
+        kept, length = self.kept_in(index), arguments["hidden_states"].shape[1]
+        if kept is None:
+            return dict(arguments)
+        letters = "QK"
+        if length != self.visual.shape[1]:  # Gemma 4 computes its last layers at the last positions only
+            assert kept[:, -length:].equal(torch.arange(self.visual.shape[1])[-length:].expand(len(kept), -1))
+            letters = "K"
+        return {name: gather_argument(value, name, letters, kept) for name, value in arguments.items()}
 
-        def hook(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if self.prefill:
-                self.seen[index] = dict(kwargs)
+    def leave_layer(self, index: int) -> Callable:
+        """The hook that puts the outputs of layer `index` [B, S', ...] back among NaNs [B, S, ...]."""
+
+        def hook(block: nn.Module, args: tuple, output: Any) -> Any:
+            kept = self.kept_in(index) if self.prefill else None
+            states, *others = output if isinstance(output, tuple) else (output,)
+            if kept is None or states.shape[1] != kept.shape[1]:
+                return output
+            if any(other is not None for other in others):
+                raise NotImplementedError(f"{type(block).__name__} returns more than hidden states")
+            whole = states.new_full((len(states), self.visual.shape[1], *states.shape[2:]), torch.nan)
+            whole[torch.arange(len(states))[:, None], kept] = states
+            return (whole, *others) if isinstance(output, tuple) else whole
 
         return hook
 
-    def record(self, index: int, name: str) -> Callable:
-        """Remembers the output of a projection of the scoring layer [B, L, H * D]."""
+    # The attention
 
-        def hook(projection: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            if self.prefill:
-                self.seen[index][name] = output
+    def watch(self, get_interface: Callable) -> Callable:
+        """`get_interface`, of whose functions the calls inside decoder layers are remembered."""
+
+        def attend(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.prefill and self.seen is not None:
+                names = ("query", "key", "value", "attention_mask")
+                self.seen |= {"attention": module, **dict(zip(names, args, strict=False)), **kwargs}
+            return function(module, *args, **kwargs)
+
+        def get(interface: AttentionInterface, implementation: str, default: Callable) -> Callable:
+            return partial(attend, get_interface(interface, implementation, default))
+
+        return get
+
+    def enter_attention(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Remembers the rotary tables that the attention of a layer gets."""
+        if self.prefill:
+            self.seen["tables"] = kwargs.get("position_embeddings")
+
+    def leave_projection(self, projection: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        """Remembers the keys as the projection gives them [B, L, heads * D]."""
+        if self.prefill:
+            self.seen["projected"] = output
+
+    def relative_logits(self, index: int) -> Callable:
+        """Inkling 2's bias by distance [B, H, L, L], in the prefill: its attention counts the positions itself."""
+
+        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            kept = self.kept_in(index) if self.prefill else None
+            if kept is None:
+                return output
+            rows = zip(args[0].split(1), kept, strict=True)
+            return torch.cat([module.forward(states, positions, positions) for states, positions in rows])
 
         return hook
 
 
-def entering(attention: nn.Module, seen: dict[str, Any]) -> State:
-    """What enters an attention, from the outputs of its projections and the arguments that it got."""
-    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    query, key = (seen[name].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for name in ("q_proj", "k_proj"))
-    tables = seen["position_embeddings"]
-    many = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    mask = seen.get("attention_mask")
+def entering(seen: Mapping[str, Any]) -> State:
+    """What enters an attention."""
+    query, key, tables = seen["query"], seen["key"], seen.get("tables")
+    rotation = getattr(sys.modules[type(seen["attention"]).__module__], "apply_rotary_pos_emb", None)
     return State(
-        apply(query, key, *tables)[0], many, lambda keys: apply(keys, keys, *tables)[1], attention.scaling, mask
+        query,
+        key.repeat_interleave(query.shape[1] // key.shape[1], dim=1),
+        seen.get("scaling") or query.shape[-1] ** -0.5,
+        seen["attention_mask"],
+        seen.get("position_bias"),
+        seen.get("softcap"),
+        seen.get("sinks"),
+        seen.get("projected"),
+        (lambda keys: rotation(keys, keys, *tables)[1]) if tables is not None and rotation is not None else None,
     )
 
 
-def gather_arguments(kwargs: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
-    """The arguments of a decoder layer at the kept positions [B, S']: rotary tables, masks, position ids."""
-    kwargs = dict(kwargs)
-    kwargs["position_embeddings"] = tuple(gather(table, kept, -2) for table in kwargs["position_embeddings"])
-    mask = kwargs.get("attention_mask")
-    if mask is not None:
-        mask = gather(mask, kept, -1)
-        kwargs["attention_mask"] = gather(mask, kept, -2) if mask.dim() == 4 else mask
-    for name in ("position_ids", "cache_position"):
-        if kwargs.get(name) is not None:
-            kwargs[name] = gather(kwargs[name], kept, -1)
-    return kwargs
+def gather_argument(value: Any, name: str, letters: str, kept: torch.Tensor) -> Any:
+    """The argument `name` of a decoder layer at the kept positions [B, S'] of the axes `letters` of its layout."""
+    if isinstance(value, torch.Tensor):
+        for layout in LAYOUTS.get(name, ()):
+            if len(layout) == value.dim():
+                for letter in letters:
+                    value = gather(value, layout, letter, kept)
+                return value
+        raise NotImplementedError(
+            f"the oracle doesn't know the argument {name} {tuple(value.shape)} of a decoder layer"
+        )
+    if isinstance(value, tuple | list):
+        return type(value)(gather_argument(part, name, letters, kept) for part in value)
+    if isinstance(value, dict):
+        return {key: gather_argument(part, name, letters, kept) for key, part in value.items()}
+    if name in LAYOUTS and value is not None:
+        raise NotImplementedError(f"the oracle can't shorten the argument {name}, a {type(value).__name__}")
+    return value
 
 
-def gather(tensor: torch.Tensor, kept: torch.Tensor, axis: int) -> torch.Tensor:
-    """`tensor` [B or 1, ...] at the kept positions [B, S'] of its sequence axis, counted from the end."""
-    rows = tensor.expand(len(kept), *tensor.shape[1:])
-    return torch.stack([row.index_select(axis, positions) for row, positions in zip(rows, kept, strict=True)])
+def gather(tensor: torch.Tensor, layout: str, letter: str, kept: torch.Tensor) -> torch.Tensor:
+    """`tensor` at the kept positions [B, S'] of one axis; as it is where its layout has none."""
+    if letter not in layout:
+        return tensor
+    batch, axis = layout.index("B"), layout.replace("B", "").index(letter)
+    rows = tensor.movedim(batch, 0)
+    rows = rows.expand(len(kept), *rows.shape[1:])
+    return torch.stack([row.index_select(axis, at) for row, at in zip(rows, kept, strict=True)], batch)
 
 
-def fit_mask(kwargs: dict[str, Any], index: int, length: int) -> dict[str, Any]:
-    """The arguments with a mask as wide as the keys of layer `index`, `length` new ones among them.
+# Decoding
 
-    The model makes one mask for all layers, as wide as layer 0's keys. A shorter layer has lost padding
-    first and visual tokens then, so that in each row as many columns stay masked as padding was kept: the
-    last columns are right.
+
+def fit_mask(arguments: Mapping[str, Any], block: nn.Module, index: int) -> dict[str, Any]:
+    """The arguments with a mask as wide as the keys of layer `index`, in a call that goes on a cache.
+
+    The model makes one mask for all layers of a kind. A shorter layer has lost padding first and visual
+    tokens then, so that in each row as many columns stay masked as padding was kept: the last columns are right.
     """
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-    if mask is None or cache is None:
-        return kwargs
-    return {**kwargs, "attention_mask": mask[..., -(cache.get_seq_length(index) + length) :]}
+    arguments = dict(arguments)
+    mask, cache = arguments.get("attention_mask"), arguments.get("past_key_values")
+    if mask is None or cache is None or mask.dim() != 4:
+        return arguments
+    layer = cache.layers[index] if index < len(cache.layers) else None
+    if isinstance(layer, DummyLayer):  # Gemma 4's last layers, with the keys of the last layer of their kind before
+        width = arguments["shared_kv_states"][block.self_attn.layer_type][0].shape[-2]
+    else:
+        held = getattr(layer, "keys", None)
+        width = arguments["hidden_states"].shape[1] + (0 if held is None or not held.numel() else held.shape[-2])
+    return {**arguments, "attention_mask": mask[..., -width:]}
+
+
+def pretend_longer(layer: Any, count: int) -> Callable[[], None]:
+    """Makes a layer of a cache tell the length of one that lost no positions; returns what undoes it.
+
+    The model asks one layer for the length of all, and makes positions and masks from it.
+    """
+    if hasattr(layer, "cumulative_length"):
+
+        def undo() -> None:
+            layer.cumulative_length -= count
+
+        layer.cumulative_length += count
+        return undo
+    if not hasattr(layer, "get_seq_length"):
+        return lambda: None
+    length = layer.get_seq_length() + count
+    layer.get_seq_length = lambda: length
+    return partial(delattr, layer, "get_seq_length")
+
+
+# The parts of a model and of a cache
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The module that calls the decoder layers: the outermost one in the language model that has layers."""
+    owners = {
+        name: module
+        for name, module in model.get_decoder().named_modules()
+        if isinstance(getattr(module, "layers", None), nn.ModuleList)
+    }
+    return owners[min(owners, key=lambda name: len(name.split(".")) if name else 0)]
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the longest list of modules in the language model."""
-    lists = (m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
-    return max(lists, key=len)
+    """The decoder layers of the language model."""
+    return text_model(model).layers
 
 
-def cache_lengths(cache: Any) -> list[int]:
-    """The number of cached positions of each layer."""
-    return [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+def cache_lengths(cache: Any) -> list[int | None]:
+    """The number of cached positions of each layer, None of layers that cache none."""
+    held = [getattr(layer, "keys", None) for layer in cache.layers]
+    return [None if keys is None else keys.shape[-2] for keys in held]
 
 
-def cache_tensors(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, both [B, H, length, D]."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+def cache_tensors(cache: Any) -> list[dict[str, torch.Tensor]]:
+    """What each layer caches, by name: `..keys` and `values` [B, ..., length, D], and `.._states` of other shapes."""
+    result = []
+    for layer in cache.layers:
+        tensors = {name: getattr(layer, name, None) for name in ("keys", "values", "indexer_keys", "idx_keys")}
+        for name in ("conv_states", "recurrent_states"):
+            tensors |= {f"{number} {name}": state for number, state in getattr(layer, name, {}).items()}
+        result.append({name: tensor for name, tensor in tensors.items() if tensor is not None})
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ def generate(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
 def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
     """The inputs with the text `tokens` [B, N] behind them."""
     longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        if name in inputs:
-            behind = torch.full_like(tokens, value, dtype=inputs[name].dtype)
+    for name in inputs:
+        if name == "attention_mask" or name.endswith("token_type_ids"):
+            behind = torch.full_like(tokens, int(name == "attention_mask"), dtype=inputs[name].dtype)
             longer[name] = torch.cat([inputs[name], behind], 1)
     return longer
 
@@ -57,33 +58,34 @@ def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor, inputs: Inp
     assert_close(actual[real], expected[real], **TOLERANCE)
 
 
-def assert_same_cache(actual: Any, expected: Any, inputs: Inputs) -> None:
-    """Equal lengths, and equal keys and values of every layer wherever a row has no padding.
+def assert_same_cache(actual: Any, expected: Any, inputs: Inputs, new: int | None = None) -> None:
+    """Equal lengths, and equal keys and values of every layer wherever a row has no padding, and equal states.
 
     Padding is at the start of a row and is the first to be dropped, so the last columns of the mask tell what
-    is padding in a shortened layer too. What follows the prompt is no padding.
+    is padding in a shortened layer too. What follows the prompt, `new` positions (read from the cache unless
+    told), is no padding.
     """
     assert oracle.cache_lengths(actual) == oracle.cache_lengths(expected)
     mask = inputs["attention_mask"].bool()
-    more = torch.ones(len(mask), expected.get_seq_length() - mask.shape[1], dtype=torch.bool)
-    mask = torch.cat([mask, more], 1)
+    new = max(expected.get_seq_length() - mask.shape[1], 0) if new is None else new
+    mask = torch.cat([mask, torch.ones(len(mask), new, dtype=torch.bool)], 1)
     pairs = zip(oracle.cache_tensors(actual), oracle.cache_tensors(expected), strict=True)
     for layer, (ours, theirs) in enumerate(pairs):
-        for name, our, their in zip(("keys", "values"), ours, theirs, strict=True):
-            real = mask[:, -their.shape[2] :]
-            assert_close(
-                our.transpose(1, 2)[real],
-                their.transpose(1, 2)[real],
-                **TOLERANCE,
-                msg=lambda text, layer=layer, name=name: f"{name} of layer {layer}: {text}",
-            )
+        assert ours.keys() == theirs.keys()
+        for name, their in theirs.items():
+            our, message = ours[name], partial("{1} of layer {0}: {2}".format, layer, name)
+            if "states" not in name:
+                real = mask[:, -their.shape[-2] :]
+                our, their = (tensor.movedim(-2, 1)[real] for tensor in (our, their))
+            assert_close(our, their, **TOLERANCE, msg=message)
 
 
 def assert_same_generation(actual: Any, expected: Any, inputs: Inputs) -> None:
     """Equal tokens, equal logits behind each of them, equal caches at the end."""
     assert actual.sequences.tolist() == expected.sequences.tolist()
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), **TOLERANCE)
-    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+    new = expected.sequences.shape[1] - inputs["input_ids"].shape[1] - 1
+    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new)
 
 
 def the_pruned_graph(reports: Sequence[Any]) -> Any:

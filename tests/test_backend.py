@@ -287,7 +287,7 @@ class AddsFeaturesAgain(Toy):
 DECLINED = {
     "a buffer of full length": (SharedBuffer, "made before the cut"),
     "a token by its position": (TakesAToken, "position 5"),
-    "features added again": (AddsFeaturesAgain, "can't be proven right"),
+    "features added again": (AddsFeaturesAgain, "visual features are added again"),
     "no later layer": (lambda: Toy(layers=2), "layer=1 leaves no later layer"),
 }
 

@@ -28,10 +28,14 @@ __all__ = ["Context", "Rule", "Score", "rule"]
 
 @dataclass(frozen=True)
 class Rule:
-    """A scoring function, and the tensors that it is called with beside the context."""
+    """A scoring function, and the tensors that it is called with beside the context.
+
+    ``needs_attention`` says that it looks at the context's queries, keys or mask.
+    """
 
     score: Score
     constants: tuple[Tensor, ...] = ()
+    needs_attention: bool = True
 
 
 def rule(config: Config) -> Rule:
@@ -43,10 +47,10 @@ def rule(config: Config) -> Rule:
         constants = profile.table() if isinstance(profile, Calibration) else ()
         parts = functools.partial(sharp, segment=config.segment, debias=config.debias, dedup=config.dedup)
         return Rule(parts, constants)
-    rules: dict[str, Score] = {
-        "fastv": fastv,
-        "uniform": uniform,
-        "random": functools.partial(random, seed=config.seed),
-        "diversity": diversity,
+    rules = {
+        "fastv": Rule(fastv),
+        "uniform": Rule(uniform, needs_attention=False),
+        "random": Rule(functools.partial(random, seed=config.seed), needs_attention=False),
+        "diversity": Rule(diversity, needs_attention=False),
     }
-    return Rule(rules[config.selector])
+    return rules[config.selector]

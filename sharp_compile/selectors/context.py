@@ -17,7 +17,8 @@ class Context:
 
     A rule is a function ``score(ctx) -> Tensor[B, S]`` in plain PyTorch: higher is more important. It is
     traced into the graph, so it must not branch on the values of tensors. Only the scores of visual tokens
-    are read: text is always kept, and padding dropped first.
+    are read: text is always kept, and padding dropped first. A rule that says that it needs no attention
+    may be asked at a layer that has none: there is then nothing in ``query``, the keys and ``mask``.
 
     Attributes:
         query: ``[B, H, S, D]``, after rotary embedding.

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sharp_compile.integrations.transformers import install, with_mask_cut_to_keys
+from sharp_compile.integrations.transformers import install
+from sharp_compile.integrations.transformers.masks import with_mask_cut_to_keys
 
 
 def masks_seen(mask, keys):

@@ -11,22 +11,15 @@ padding, and every column but those of padding is the same (visible to all that 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
-
-_installed = False
 
 
 def install() -> None:
     """Lets every attention function of transformers take a mask that is wider than its keys.
 
-    Does nothing where transformers is not loaded, or where this was done before. Calls whose mask fits are
-    not changed.
+    Calls whose mask fits are not changed.
     """
-    global _installed
-    if _installed or "transformers" not in sys.modules:
-        return
     from transformers.modeling_utils import AttentionInterface
 
     original = AttentionInterface.get_interface
@@ -37,7 +30,6 @@ def install() -> None:
         return with_mask_cut_to_keys(original(self, attn_implementation, default))
 
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
-    _installed = True
 
 
 def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,112 @@
+"""Turns writes into tensors of the graph into new tensors, so that the edges of the graph show the data flow.
+
+A node such as ``buffer.index_copy_(2, places, keys)`` or ``hidden[mask] = values`` changes what later users of
+its first argument read, without an edge from it to them. The other passes follow edges. This one gives
+the written tensor a node of its own and hands that to all later users.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from .nodes import arguments, example_tensor, is_vmapped, writes_into_first
+from .sizes import expression
+
+_OPERATORS = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+_ARITHMETIC = ("add", "sub", "mul", "div")
+_METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "clamp")
+
+
+def make_functional(graph: Graph, source: Node) -> None:
+    """Rewrites each write of data computed from `source` as a new tensor, where that is surely the same.
+
+    It is left as it is where the written tensor came in from outside (the write is to be seen there), where a
+    view of a part of it is read later, and where the operator is not known.
+    """
+    flow = {source}
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    aliases: dict[int, list[Node]] = {}
+    for node in list(graph.nodes):
+        value = example_tensor(node)
+        if node is not source and flow.intersection(node.all_input_nodes):
+            flow.add(node)
+            new = _functional(graph, node, aliases, order)
+            if new is not None:
+                flow.add(new)
+                node, order[new] = new, order[node]
+        if value is not None and not is_vmapped(value):
+            aliases.setdefault(_storage(value), []).append(node)
+
+
+def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order: dict[Node, int]) -> Node | None:
+    """Puts a new tensor in the place of the write `node`; None where `node` is none, or stays."""
+    target = next(iter(arguments(node)), None)
+    value = example_tensor(target)
+    known = _as_new(node)
+    if known is None or value is None or is_vmapped(value):
+        return None
+    same = aliases[_storage(value)]
+    read_later = [other for other in same if any(order[user] > order[node] for user in other.users)]
+    is_outside = any(other.op in ("placeholder", "get_attr") for other in same)
+    if is_outside or not all(_is_whole(example_tensor(other), value) for other in read_later):
+        return None
+    kind, function, args = known
+    with graph.inserting_before(node):
+        new = graph.create_node(kind, function, args, dict(node.kwargs))
+        new.meta = dict(node.meta) | {"example_value": value}
+        if node.target in _OPERATORS or str(node.target)[:-1] in _ARITHMETIC:
+            other = args[1].meta.get("example_value") if isinstance(args[1], Node) else args[1]
+            if torch.result_type(value, other) != value.dtype:
+                new = graph.call_method("to", (new, value.dtype))
+                new.meta = dict(node.meta) | {"example_value": value}
+    for other in [*read_later, node]:
+        other.replace_all_uses_with(new, delete_user_cb=lambda user: order.get(user, -1) > order[node])
+    graph.erase_node(node)
+    return new
+
+
+def _as_new(node: Node) -> tuple[str, Any, tuple[Any, ...]] | None:
+    """The kind, the target and the arguments of a node that gives what `node` writes; None where it is no write."""
+    target, *rest = arguments(node) or (None,)
+    if node.target is operator.setitem:
+        index, value = rest
+        indices = list(index) if isinstance(index, tuple) else [index]
+        while indices[-1:] == [slice(None)]:
+            indices.pop()
+        into, of = example_tensor(target), example_tensor(value)
+        by_tensors = bool(indices) and all(example_tensor(each) is not None for each in indices)
+        if by_tensors and into is not None and of is not None and into.dtype == of.dtype:
+            return "call_function", torch.ops.aten.index_put.default, (target, indices, value)
+        return None
+    if node.target in _OPERATORS and example_tensor(target) is not None:
+        return "call_function", _OPERATORS[node.target], (target, *rest)
+    if node.target == "copy_":
+        return "call_function", torch.ops.aten.copy.default, (target, *rest)
+    if node.op == "call_method" and writes_into_first(node) and str(node.target)[:-1] in _METHODS:
+        return "call_method", str(node.target)[:-1], (target, *rest)
+    return None
+
+
+def _is_whole(value: Tensor | None, of: Tensor) -> bool:
+    """Whether `value` is the same elements in the same order: no view of a part."""
+    if value is None or value is of:
+        return True
+
+    def layout(tensor: Tensor) -> list[Any]:
+        return [expression(size) for size in (*tensor.shape, *tensor.stride(), tensor.storage_offset())]
+
+    return layout(value) == layout(of)
+
+
+def _storage(value: Tensor) -> int:
+    return value.untyped_storage()._cdata

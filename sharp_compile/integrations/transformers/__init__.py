@@ -1,0 +1,44 @@
+"""What transformers needs beside the graphs that it gives rise to. Where it is not loaded, nothing is done."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from . import deepstack, masks, sequence
+
+_installed = False
+
+
+def install() -> None:
+    """Prepares transformers for being compiled, once a process; does nothing where it is not loaded.
+
+    What is to be done to a model's module is done to those that are loaded, and to each that will be as soon as it
+    defines a model.
+    """
+    global _installed
+    if _installed or "transformers" not in sys.modules:
+        return
+    from transformers.modeling_utils import PreTrainedModel
+
+    masks.install()
+    sequence.install()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.models."):
+            for value in list(vars(module).values()):
+                if inspect.isclass(value) and issubclass(value, PreTrainedModel):
+                    _prepare(value)
+    before = PreTrainedModel.__init_subclass__
+
+    def init_subclass(cls: type, **kwargs: Any) -> None:
+        before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
+        _prepare(cls)
+
+    PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]
+    _installed = True
+
+
+def _prepare(model_class: type) -> None:
+    deepstack.make_traceable(model_class)
+    sequence.keep_whole(sys.modules[model_class.__module__])

@@ -1,0 +1,45 @@
+"""Keeps the functions whole in a graph by which hybrid models of transformers mix tokens in their order.
+
+Convolutions, gated delta rules and state space scans are functions of transformers that stand for a kernel of
+another package, with a definition in plain PyTorch that runs where the package is not installed. Dynamo would trace
+that definition for one length, chunk by chunk. Kept whole, one node stands for it, which
+`passes.sequence_functions` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+import torch
+
+from ...passes.sequence_functions import SEQUENCE_FUNCTIONS
+
+# By the names of the kernels: each takes a whole sequence, and is causal.
+_KERNELS = {
+    "causal_conv1d_fn",
+    "chunk_gated_delta_rule",
+    "chunk_kda",
+    "mamba_chunk_scan_combined",
+    "selective_scan_fn",
+}
+
+
+def install() -> None:
+    """Knows the operator of the experts of a mixture: each token goes through its own, in no order at all."""
+    import transformers.integrations.moe  # noqa: F401  (it registers the operator)
+
+    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        SEQUENCE_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
+
+
+def keep_whole(module: ModuleType) -> None:
+    """Lets each of those functions in a module be one node of a graph, if it runs its definition in PyTorch."""
+    for function in list(vars(module).values()):
+        if not inspect.isfunction(function) or function in SEQUENCE_FUNCTIONS:
+            continue
+        known = inspect.getclosurevars(function).nonlocals if hasattr(function, "__wrapped__") else {}
+        # One that stands for a kernel knows the kernel's name; a model may also have its own, in PyTorch only.
+        if known.get("func_name", function.__name__) in _KERNELS and not known.get("is_new_implementation"):
+            torch._dynamo.allow_in_graph(function)
+            SEQUENCE_FUNCTIONS.add(function)

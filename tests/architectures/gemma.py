@@ -1,0 +1,116 @@
+"""Gemma 3 and 4: most layers with a sliding window, tokens of one picture see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, Gemma4Config, Gemma4ForConditionalGeneration
+
+from tests.architectures.base import IMAGE, VIDEO, VISION_END, VISION_START, Architecture, Inputs
+from tests.architectures.grid import WINDOW, sliding
+from tests.architectures.llava import PATCH, SIZE, Llava
+
+
+class Gemma3(Llava):
+    """4 visual tokens an image, text between images; `pixel_values` [sum of F, 3, 16, 16]."""
+
+    name = "gemma3"
+    tokens_per_block = 4
+    config_class = "Gemma3Config"
+    model_class = "Gemma3ForConditionalGeneration"
+
+    def vision(self) -> Any:
+        return AutoConfig.for_model(
+            "siglip_vision_model",
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIZE,
+            patch_size=PATCH,
+            vision_use_head=False,
+        )
+
+    def text(self, text: dict[str, Any]) -> Any:
+        kinds = {"layer_types": sliding(text, every=3), "sliding_window": WINDOW}
+        return AutoConfig.for_model("gemma3_text", **text, head_dim=16, query_pre_attn_scalar=16, **kinds)
+
+    def further(self) -> dict[str, Any]:
+        return {
+            "image_token_index": IMAGE,
+            "boi_token_index": VISION_START,
+            "eoi_token_index": VISION_END,
+            "mm_tokens_per_image": self.tokens_per_block,
+        }
+
+    def extras(self, input_ids: torch.Tensor) -> Inputs:
+        return {"token_type_ids": (input_ids == IMAGE).int()}
+
+
+class Gemma4(Architecture):
+    """4 visual tokens a frame, text between frames; per-layer inputs, keys shared by the last two layers."""
+
+    name = "gemma4"
+    tokens_per_block = 4
+    separated = True
+
+    def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
+        layers = max(text["num_hidden_layers"], 8)
+        text_config = AutoConfig.for_model(
+            "gemma4_text",
+            **text | {"num_hidden_layers": layers},
+            head_dim=16,
+            global_head_dim=16,
+            vocab_size_per_layer_input=text["vocab_size"],
+            hidden_size_per_layer_input=8,
+            num_kv_shared_layers=2,
+            layer_types=sliding({"num_hidden_layers": layers}, every=4),
+            sliding_window=WINDOW,
+        )
+        vision = AutoConfig.for_model(
+            "gemma4_vision",
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            patch_size=PATCH,
+            pooling_kernel_size=2,
+            position_embedding_size=64,
+        )
+        config = Gemma4Config(
+            text_config=text_config,
+            vision_config=vision,
+            audio_config=None,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+            audio_token_id=188,
+            boa_token_id=186,
+            eoa_token_index=187,
+            tie_word_embeddings=False,
+        )
+        return Gemma4ForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+
+    def extras(self, input_ids: torch.Tensor) -> Inputs:
+        return {"mm_token_type_ids": 2 * (input_ids == VIDEO).int()}
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        side = SIZE // PATCH
+        rows = zip(frames, generators, strict=True)
+        # Patches are shades of each colour from 0 to 1.
+        patches = torch.cat([torch.rand(count, side**2, 3 * PATCH**2, generator=g) for count, g in rows])
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
+        return {
+            "pixel_values_videos": patches,
+            "video_position_ids": places.expand(len(patches), -1, -1),
+            "num_frames_per_video": torch.tensor(frames),
+        }
+
+
+GEMMA3, GEMMA4 = Gemma3(), Gemma4()

@@ -1,0 +1,221 @@
+"""LLaVA and its descendants: a CLIP tower, one projection, a Llama-like decoder; frames are images or one video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, CLIPVisionConfig
+
+from tests.architectures.base import IMAGE, VIDEO, Architecture, Inputs
+
+SIZE, PATCH = 16, 4  # of a picture and of its patches, in pixels
+
+
+class Llava(Architecture):
+    """16 visual tokens an image, text between images; `pixel_values` [sum of F, 3, 16, 16]."""
+
+    name = "llava"
+    tokens_per_block = (SIZE // PATCH) ** 2
+    separated = True
+    visual_token = IMAGE
+    config_class = "LlavaConfig"
+    model_class = "LlavaForConditionalGeneration"
+
+    def vision(self) -> Any:
+        """The config of the vision tower."""
+        return CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIZE,
+            patch_size=PATCH,
+        )
+
+    def text(self, text: dict[str, Any]) -> Any:
+        """The config of the decoder."""
+        return AutoConfig.for_model("llama", **text)
+
+    def further(self) -> dict[str, Any]:
+        """What else the config takes."""
+        return {"image_token_index": IMAGE, "image_seq_length": self.tokens_per_block}
+
+    def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
+        config = getattr(transformers, self.config_class)(
+            vision_config=self.vision(), text_config=self.text(text), tie_word_embeddings=False, **self.further()
+        )
+        model = getattr(transformers, self.model_class)
+        return model._from_config(config, attn_implementation=attn_implementation)
+
+    def images(self, frames: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Random pictures [sum of F, 3, 16, 16]."""
+        rows = zip(frames, generators, strict=True)
+        return torch.cat([torch.randn(count, 3, SIZE, SIZE, generator=generator) for count, generator in rows])
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        return {"pixel_values": self.images(frames, generators)}
+
+
+class LlavaNext(Llava):
+    """As LLaVA, each image whole and as one tile, 36 tokens; `pixel_values` [sum of F, 2, 3, 16, 16]."""
+
+    name = "llava_next"
+    tokens_per_block = 2 * (SIZE // PATCH) ** 2 + SIZE // PATCH  # the whole, and the tile with a newline a line
+    config_class = "LlavaNextConfig"
+    model_class = "LlavaNextForConditionalGeneration"
+
+    def further(self) -> dict[str, Any]:
+        return {**super().further(), "image_grid_pinpoints": [[SIZE, SIZE]]}
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        images = self.images(frames, generators)
+        sizes = torch.full((len(images), 2), SIZE)
+        return {"pixel_values": torch.stack([images, images.flip(-1)], 1), "image_sizes": sizes}
+
+
+class LlavaNextVideo(Llava):
+    """4 visual tokens a frame, in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
+
+    name = "llava_next_video"
+    ragged = False
+    separated = False
+    tokens_per_block = (SIZE // PATCH // 2) ** 2
+    visual_token = VIDEO
+    config_class = "LlavaNextVideoConfig"
+    model_class = "LlavaNextVideoForConditionalGeneration"
+    shows_frames = False
+
+    def further(self) -> dict[str, Any]:
+        return {
+            "image_token_index": IMAGE,
+            "video_token_index": VIDEO,
+            "image_grid_pinpoints": [[SIZE, SIZE]],
+        }
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        return {"pixel_values_videos": self.images(frames, generators).unflatten(0, (len(frames), -1))}
+
+
+class VideoLlava(LlavaNextVideo):
+    """17 visual tokens a frame (the class token too), in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
+
+    name = "video_llava"
+    tokens_per_block = (SIZE // PATCH) ** 2 + 1
+    config_class = "VideoLlavaConfig"
+    model_class = "VideoLlavaForConditionalGeneration"
+
+    def further(self) -> dict[str, Any]:
+        return {"image_token_index": IMAGE, "video_token_index": VIDEO}
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        # Eight frames a video are written down in the model, by which it tells images from videos.
+        return super().pixels(model, frames, generators)
+
+
+class Mistral3(Llava):
+    """4 visual tokens an image: a Pixtral tower, patches merged 2x2."""
+
+    name = "mistral3"
+    tokens_per_block = (SIZE // PATCH // 2) ** 2
+    config_class = "Mistral3Config"
+    model_class = "Mistral3ForConditionalGeneration"
+
+    def vision(self) -> Any:
+        return AutoConfig.for_model(
+            "pixtral",
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            head_dim=16,
+            image_size=SIZE,
+            patch_size=PATCH,
+        )
+
+    def text(self, text: dict[str, Any]) -> Any:
+        return AutoConfig.for_model("mistral", sliding_window=None, head_dim=16, **text)
+
+    def further(self) -> dict[str, Any]:
+        return {"image_token_index": IMAGE, "spatial_merge_size": 2}
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        images = self.images(frames, generators)
+        return {"pixel_values": images, "image_sizes": torch.full((len(images), 2), SIZE)}
+
+
+class Aria(Llava):
+    """4 visual tokens an image, from learned queries; a decoder of experts."""
+
+    name = "aria"
+    tokens_per_block = 4
+    config_class = "AriaConfig"
+    model_class = "AriaForConditionalGeneration"
+
+    def vision(self) -> Any:
+        return AutoConfig.for_model(
+            "idefics3_vision",
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIZE,
+            patch_size=PATCH,
+        )
+
+    def text(self, text: dict[str, Any]) -> Any:
+        experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+        return AutoConfig.for_model("aria_text", **text, **experts)
+
+    def further(self) -> dict[str, Any]:
+        return {
+            "image_token_index": IMAGE,
+            "projector_patch_to_query_dict": {(SIZE // PATCH) ** 2: self.tokens_per_block},
+        }
+
+
+class PerceptionLM(Llava):
+    """4 visual tokens a frame, in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
+
+    name = "perception_lm"
+    ragged = False
+    separated = False
+    tokens_per_block = (SIZE // PATCH // 2) ** 2
+    visual_token = VIDEO
+    config_class = "PerceptionLMConfig"
+    model_class = "PerceptionLMForConditionalGeneration"
+
+    def vision(self) -> Any:
+        return AutoConfig.for_model(
+            "timm_wrapper",
+            architecture="vit_pe_core_large_patch14_336",
+            model_args={
+                "embed_dim": 32,
+                "img_size": [SIZE, SIZE],
+                "patch_size": PATCH,
+                "depth": 2,
+                "num_heads": 2,
+                "global_pool": "",
+                "use_post_transformer_norm": False,
+                "init_values": 0.1,
+                "ref_feat_shape": [SIZE // PATCH, SIZE // PATCH],
+            },
+        )
+
+    def further(self) -> dict[str, Any]:
+        return {
+            "image_token_id": IMAGE,
+            "video_token_id": VIDEO,
+            "projector_pooling_ratio": 2,
+            "vision_use_cls_token": True,
+        }
+
+    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
+        return {"pixel_values_videos": self.images(frames, generators).unflatten(0, (len(frames), -1))}
+
+
+LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, VIDEO_LLAVA = Llava(), LlavaNext(), LlavaNextVideo(), VideoLlava()
+MISTRAL3, ARIA, PERCEPTION_LM = Mistral3(), Aria(), PerceptionLM()
