@@ -207,7 +207,7 @@ _RULES: dict[Any, Callable[..., None]] = {
             *(torch.ops.prim.device, torch.ops.prim.layout),
             *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.lift_fresh, aten.lift_fresh_copy),
             *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
-            *(aten.copy, aten.copy_, aten.fill_),
+            *(aten.copy, aten.copy_, aten.fill_, aten.stack),
             *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul, aten._grouped_mm),
             *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.native_dropout, aten.dropout),
             *(

@@ -33,8 +33,9 @@ from tests.architectures.grid import (
 )
 from tests.architectures.idefics3 import IDEFICS3, SMOLVLM
 from tests.architectures.internvl import INTERNVL
-from tests.architectures.llava import ARIA, LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, MISTRAL3, VIDEO_LLAVA
+from tests.architectures.llava import ARIA, LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, MISTRAL3, PERCEPTION_LM, VIDEO_LLAVA
 from tests.architectures.llava_onevision import LLAVA_ONEVISION
+from tests.architectures.others import MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2
 from tests.architectures.qwen2_vl import QWEN2_5_VL, QWEN2_VL
 from tests.architectures.video_llama_3 import VIDEO_LLAMA_3
 
@@ -43,9 +44,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture for architecture in (LLAVA_ONEVISION, QWEN2_VL, QWEN2_5_VL, INTERNVL, VIDEO_LLAMA_3)
 }
 FURTHER: tuple[Architecture, ...] = (
-    *(LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, VIDEO_LLAVA, MISTRAL3, ARIA, IDEFICS3, SMOLVLM, GEMMA3, GEMMA4),
+    *(LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, VIDEO_LLAVA, PERCEPTION_LM, MISTRAL3, ARIA),
+    *(IDEFICS3, SMOLVLM, GEMMA3, GEMMA4),
     *(QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN2_5_OMNI, GLM4V, GLM46V, COHERE_COMPASS, COSMOS3_EDGE),
     *(EXAONE4_5, HYPERCLOVAX, LFM3_VL, KIMI_K25, MINIMAX_M3_VL, MUSE_GLIMMER, MUSE_SPARK, DOTS3_NOTE, ERNIE4_5_VL),
+    *(MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 

@@ -189,21 +189,10 @@ class PerceptionLM(Llava):
     model_class = "PerceptionLMForConditionalGeneration"
 
     def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "timm_wrapper",
-            architecture="vit_pe_core_large_patch14_336",
-            model_args={
-                "embed_dim": 32,
-                "img_size": [SIZE, SIZE],
-                "patch_size": PATCH,
-                "depth": 2,
-                "num_heads": 2,
-                "global_pool": "",
-                "use_post_transformer_norm": False,
-                "init_values": 0.1,
-                "ref_feat_shape": [SIZE // PATCH, SIZE // PATCH],
-            },
-        )
+        # Its own tower needs timm, which needs torchvision; CLIP's gives the same: a class token, then patches.
+        config = super().vision()
+        config.model_args = {"embed_dim": config.hidden_size}
+        return config
 
     def further(self) -> dict[str, Any]:
         return {
