@@ -75,6 +75,16 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
 
 
+def holds_decoder(graph: Graph) -> bool:
+    """Whether a graph has hidden states as an input that a decoder of more than one layer descends from."""
+    try:
+        inputs = [node for node in graph.find_nodes(op="placeholder") if is_hidden_states(node)]
+        found = [find_decoder(graph, node) for node in inputs]
+        return any(decoder is not None and len(decoder.layers) > 1 for decoder in found)
+    except CannotPrune:
+        return False
+
+
 def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
     """The nodes that hold data computed from `source`, with an edge from each node to each user.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .nodes import arguments, example_tensor, is_vmapped, writes_into_first
+from .nodes import arguments, example, example_tensor, is_vmapped, writes_into_first
 from .sizes import expression
 
 _OPERATORS = {
@@ -65,8 +65,7 @@ def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order:
         new = graph.create_node(kind, function, args, dict(node.kwargs))
         new.meta = dict(node.meta) | {"example_value": value}
         if node.target in _OPERATORS or str(node.target)[:-1] in _ARITHMETIC:
-            other = args[1].meta.get("example_value") if isinstance(args[1], Node) else args[1]
-            if torch.result_type(value, other) != value.dtype:
+            if torch.result_type(value, example(args[1])) != value.dtype:
                 new = graph.call_method("to", (new, value.dtype))
                 new.meta = dict(node.meta) | {"example_value": value}
     for other in [*read_later, node]:

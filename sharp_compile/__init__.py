@@ -14,8 +14,10 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
+from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
+from .said import visual_tokens
 from .selectors import Context
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "explain",
     "reports",
     "reset",
+    "visual_tokens",
 ]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -36,6 +39,10 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 def compile(model: Model, **options: object) -> Model:
     """Compiles `model` in place; `generate` is compiled too.
+
+    Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
+    (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
+    graph shows it.
 
     Args:
         model: a module.
@@ -49,4 +56,5 @@ def compile(model: Model, **options: object) -> Model:
     """
     Config.parse(options)
     model.compile(backend="sharp", options=options)
+    tell_visual_tokens(model)
     return model

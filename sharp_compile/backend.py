@@ -21,10 +21,12 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import ShortenTraceback
 from torch.fx import GraphModule, Node
 
-from . import report
+from . import report, said
 from .config import Config
 from .integrations import transformers
+from .integrations.transformers import prompt
 from .link import Link, Links, carrier
+from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune
 from .passes.frames import emit_frames, find_frames
@@ -78,11 +80,13 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
     linked = links.find(inputs)
     if linked is None and find_injections(module.graph):
         return _compile_injecting(module, inputs, config)
+    linked = linked or said.find(inputs)
     made = report.add(GraphReport(False, "no visual tokens are injected in this graph"))
     if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
         return _inner(module, inputs, config)
     graph = LinkedGraph(module, config, made)
     if linked is None:
+        graph.look_for_pixels(inputs)
         graph.unpruned = _inner(module, inputs, config)
     else:
         graph.prepare(*linked, inputs)
@@ -163,10 +167,11 @@ class LinkedGraph:
         self.unpruned: Compiled | None = None
         self.pruned: dict[int, Compiled | None] = {}
         self.has_decoder = False
+        self.may_be_missed = holds_decoder(module.graph)
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
-        linked = links.find(args)
+        linked = links.find(args) or said.find(args)
         if linked is not None:
             place, link = linked
             compiled = self.prepare(place, link, args)
@@ -174,9 +179,20 @@ class LinkedGraph:
                 elements = carrier(link.elements, link.frame)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
                 return compiled(*args, link.frame, elements)
+        self.look_for_pixels(args)
         if self.unpruned is None:
             self.unpruned = self._compile(self.module)
         return self.unpruned(*args)
+
+    def look_for_pixels(self, inputs: Sequence[Any]) -> None:
+        """Says once that a decoder is called with visual features of which no graph told."""
+        if self.may_be_missed and prompt.is_prompt_with_pixels(inputs):
+            self.may_be_missed = False
+            self.report.reason = (
+                "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "
+                "sharp_compile.compile(model) tells it, or call the model inside sharp_compile.visual_tokens(is_visual)"
+            )
+            _skip(self.report, self.config, may_raise=False)
 
     def prepare(self, place: int, link: Link, inputs: Sequence[Any]) -> Compiled | None:
         """The graph pruned for embeddings in input `place`; None where it has no decoder or can't be.

@@ -16,8 +16,9 @@ So whatever a model does between layers is right without the oracle knowing of i
 is shortened for good.
 
 In the prefill everything keeps its original position: rotary tables, distances, sliding windows. A decoding
-step is the stock model's on the shortened cache, where a sliding window counts the keys that are left; only
-masks are fitted. Static caches are not pruned: their reference is the oracle on a dynamic one.
+step is the stock model's on the shortened cache, with masks that fit: there a sliding window counts the keys
+that are left, and so do distances that an attention takes from the cache (Inkling 2). Static caches are not
+pruned: their reference is the oracle on a dynamic one.
 """
 
 from __future__ import annotations
@@ -271,6 +272,7 @@ def prune(
         with mock.patch.object(AttentionInterface, "get_interface", pruner.watch(AttentionInterface.get_interface)):
             yield pruner.run
     finally:
+        pruner.undo()
         for handle in handles:
             handle.remove()
 
@@ -293,7 +295,7 @@ class Pruner:
         self.tokens_per_frame = tokens_per_frame
         self.run = Run()
         # Of the running call
-        self.begun = self.prefill = False
+        self.begun = self.prefill = self.entered_whole = False
         self.visual = self.padding = torch.empty(0)  # [B, S]
         self.due: list[tuple[int, float]] = []  # the cuts to come
         self.last_addition = -1  # the last layer after which visual features are added
@@ -307,6 +309,7 @@ class Pruner:
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """At the start of a call: are there visual tokens to prune? A decoding step has none."""
+        self.undo()  # as nothing did, if the last call failed
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         self.visual = visual_mask(model, kwargs)
         self.prefill = bool(self.visual.any()) and ids.shape[1] > 1
@@ -336,9 +339,7 @@ class Pruner:
     def leave_decoder(self, decoder: nn.Module, args: tuple, output: Any) -> None:
         """What leaves the decoder is as long as the last layers were."""
         self.begun = False
-        for restore in self.restore.values():
-            restore()
-        self.restore = {}
+        self.undo()
         if not self.prefill:
             return
         if self.due:
@@ -363,7 +364,17 @@ class Pruner:
     def shorten(self, states: torch.Tensor, layer: int) -> torch.Tensor:
         """The hidden states [B, S, ...] at the positions that layer `layer` sees; a part of them stays as it is."""
         kept = self.kept_in(layer)
-        return states if kept is None or states.shape[1] != self.visual.shape[1] else gather(states, "BQ", "Q", kept)
+        return states if kept is None or not self.is_whole(states) else gather(states, "BQ", "Q", kept)
+
+    def is_whole(self, states: torch.Tensor) -> bool:
+        """Have hidden states [B, ...] all positions? The model may compute its last layers for the last ones only."""
+        return states.shape[1] == self.visual.shape[1]
+
+    def undo(self) -> None:
+        """Makes all layers of the cache tell their own lengths."""
+        for restore in self.restore.values():
+            restore()
+        self.restore = {}
 
     # The layers
 
@@ -374,6 +385,7 @@ class Pruner:
             names = list(inspect.signature(block.forward).parameters)
             arguments = dict(zip(names, args, strict=False)) | kwargs
             if self.prefill:
+                self.entered_whole = self.is_whole(arguments["hidden_states"])
                 self.cut_before(index, arguments)
                 arguments = self.gather_arguments(arguments, index)
             else:
@@ -395,7 +407,7 @@ class Pruner:
         _, retention = self.due.pop(0)
         if self.due and self.due[0][0] <= layer:
             raise NotImplementedError(f"two cuts meet after layer {layer}")
-        if arguments["hidden_states"].shape[1] != self.visual.shape[1]:
+        if not self.entered_whole:
             raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
         if arguments.get("shared_kv_states") or arguments.get("prev_topk_indices") is not None:
             raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
@@ -421,10 +433,9 @@ class Pruner:
         kept, length = self.kept_in(index), arguments["hidden_states"].shape[1]
         if kept is None:
             return dict(arguments)
-        letters = "QK"
-        if length != self.visual.shape[1]:  # Gemma 4 computes its last layers at the last positions only
+        letters = "QK" if self.entered_whole else "K"
+        if letters == "K":  # Gemma 4
             assert kept[:, -length:].equal(torch.arange(self.visual.shape[1])[-length:].expand(len(kept), -1))
-            letters = "K"
         return {name: gather_argument(value, name, letters, kept) for name, value in arguments.items()}
 
     def leave_layer(self, index: int) -> Callable:
@@ -432,9 +443,9 @@ class Pruner:
 
         def hook(block: nn.Module, args: tuple, output: Any) -> Any:
             kept = self.kept_in(index) if self.prefill else None
-            states, *others = output if isinstance(output, tuple) else (output,)
-            if kept is None or states.shape[1] != kept.shape[1]:
+            if kept is None or not self.entered_whole:
                 return output
+            states, *others = output if isinstance(output, tuple) else (output,)
             if any(other is not None for other in others):
                 raise NotImplementedError(f"{type(block).__name__} returns more than hidden states")
             whole = states.new_full((len(states), self.visual.shape[1], *states.shape[2:]), torch.nan)
@@ -485,17 +496,18 @@ class Pruner:
 def entering(seen: Mapping[str, Any]) -> State:
     """What enters an attention."""
     query, key, tables = seen["query"], seen["key"], seen.get("tables")
-    rotation = getattr(sys.modules[type(seen["attention"]).__module__], "apply_rotary_pos_emb", None)
+    apply = getattr(sys.modules[type(seen["attention"]).__module__], "apply_rotary_pos_emb", None)
+    both = apply is not None and list(inspect.signature(apply).parameters)[:2] == ["q", "k"]
     return State(
         query,
         key.repeat_interleave(query.shape[1] // key.shape[1], dim=1),
-        seen.get("scaling") or query.shape[-1] ** -0.5,
+        query.shape[-1] ** -0.5 if seen.get("scaling") is None else seen["scaling"],
         seen["attention_mask"],
         seen.get("position_bias"),
         seen.get("softcap"),
         seen.get("sinks"),
         seen.get("projected"),
-        (lambda keys: rotation(keys, keys, *tables)[1]) if tables is not None and rotation is not None else None,
+        (lambda keys: apply(keys, keys, *tables)[1]) if tables is not None and both else None,
     )
 
 
