@@ -64,10 +64,10 @@ def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order:
     with graph.inserting_before(node):
         new = graph.create_node(kind, function, args, dict(node.kwargs))
         new.meta = dict(node.meta) | {"example_value": value}
-        if node.target in _OPERATORS or str(node.target)[:-1] in _ARITHMETIC:
-            if torch.result_type(value, example(args[1])) != value.dtype:
-                new = graph.call_method("to", (new, value.dtype))
-                new.meta = dict(node.meta) | {"example_value": value}
+        computes = node.target in _OPERATORS or str(node.target)[:-1] in _ARITHMETIC
+        if computes and torch.result_type(value, example(args[1])) != value.dtype:
+            new = graph.call_method("to", (new, value.dtype))
+            new.meta = dict(node.meta) | {"example_value": value}
     for other in [*read_later, node]:
         other.replace_all_uses_with(new, delete_user_cb=lambda user: order.get(user, -1) > order[node])
     graph.erase_node(node)

@@ -258,7 +258,7 @@ class _Probe:
         traced = zip(example(leaves_of(node)[0]).shape, example(node).shape, strict=False)
         for axis, (size, of_result) in enumerate(traced):
             alike = expression(size) == expression(of_result)
-            if alike and self.marks.token(first.shape[axis]) != self.marks.token(result.shape[axis]):
+            if alike and self.marks.of(first.shape[axis]) != self.marks.of(result.shape[axis]):
                 raise Refused("a new tensor has its tokens elsewhere than the one that it is made after")
 
     def _corresponds(self, before: Any, after: Any) -> bool:

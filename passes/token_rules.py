@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,20 +53,44 @@ class Marks:
         """The token length that divides `size`, or that `size` is with room behind it; else None."""
         return next((prime for prime in self.tokens if size % prime == 0 or size - prime in self.rooms), None)
 
-    def layout(self, shape: Iterable[int]) -> list[tuple[int, int]]:
-        """Where tokens and rows lie in memory order: sorted pairs of (prime, stride in elements).
+    def of(self, size: int) -> tuple[int | None, bool]:
+        """What is in an axis of this size: the length of its tokens, if any, and whether there are rows."""
+        return self.token(size), bool(self.batch and size % self.batch == 0)
 
-        In an axis that merges several, rows are outermost and tokens innermost.
+    def layouts(self, shape: Iterable[int]) -> set[tuple[tuple[int, int], ...]]:
+        """Where tokens and rows may lie in memory order: sorted pairs of (prime, stride in elements).
+
+        An axis may merge rows, tokens and copies of each token (heads, experts) in several ways: rows are outside
+        of tokens, copies anywhere.
         """
-        found: list[tuple[int, int]] = []
+        found: list[tuple[tuple[int, int], ...]] = [()]
         stride = 1
         for size in reversed(tuple(shape)):
-            if prime := self.token(size):
-                found.append((prime, stride))
+            found = [before + here for before in found for here in self._layouts_of_axis(size, stride)]
             stride *= size
-            if self.batch and size % self.batch == 0:
-                found.append((self.batch, stride // self.batch))
-        return sorted(found)
+        return {tuple(sorted(pairs)) for pairs in found}
+
+    def _layouts_of_axis(self, size: int, stride: int) -> list[tuple[tuple[int, int], ...]]:
+        prime = self.token(size)
+        if prime and size % prime:
+            return [((prime, stride),)]
+        others = size // prime if prime else size
+        rows = self.batch if self.batch and others % self.batch == 0 else None
+        copies = others // rows if rows else others
+        if not prime:
+            return [((rows, stride * inside),) for inside in _divisors(copies)] if rows else [()]
+        tokens = [(inside, (prime, stride * inside)) for inside in _divisors(copies)]
+        if not rows:
+            return [(of_tokens,) for _, of_tokens in tokens]
+        return [
+            (of_tokens, (rows, stride * inside * prime * between))
+            for inside, of_tokens in tokens
+            for between in _divisors(copies // inside)
+        ]
+
+
+def _divisors(number: int) -> list[int]:
+    return [int(each) for each in sympy.divisors(number)]
 
 
 class TokenRules(TorchDispatchMode):
@@ -103,11 +128,6 @@ class TokenRules(TorchDispatchMode):
     def _token_axes(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if self.marks.token(size)]
 
-    def _has_copies(self, *values: Tensor) -> bool:
-        """Whether an axis holds copies of each token (one for each of its experts), whose order sizes don't tell."""
-        sizes = [size // prime for value in values for size in value.shape if (prime := self.marks.token(size))]
-        return any(size not in (1, self.marks.batch) for size in sizes)
-
     def _rule(self, func: Any) -> Callable[..., None]:
         rule = _RULES.get(func.overloadpacket)
         if rule is None and (torch.Tag.pointwise in func.tags or func.overloadpacket in SEQUENCE_FUNCTIONS):
@@ -123,8 +143,7 @@ class TokenRules(TorchDispatchMode):
 
     def reshape(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
         """Tokens and rows must stay where they are in memory order."""
-        before, after = self.marks.layout(given["self"].shape), self.marks.layout(result.shape)
-        if before != after and not self._has_copies(given["self"], result):
+        if not self.marks.layouts(given["self"].shape) & self.marks.layouts(result.shape):
             raise Refused(f"{func} from {list(given['self'].shape)} to {list(result.shape)} takes tokens apart")
 
     def over_dims(self, func: Any, given: dict[str, Any], result: Any) -> None:
@@ -158,6 +177,8 @@ class TokenRules(TorchDispatchMode):
         indices = [index for index in given["indices"] if index is not None]
         if any(index.dtype == torch.bool or index.untyped_storage()._cdata in self.read_only for index in indices):
             raise Refused(f"{func} takes tokens at places that were computed before the cut")
+        if "values" in given and given["values"].ndim and given["values"].shape[0] != indices[0].shape[0]:
+            raise Refused(f"{func} puts another number of values than it has places")
 
     def gather(self, func: Any, given: dict[str, Any], result: Any) -> None:
         """Places in an axis other than that of the tokens."""

@@ -179,7 +179,8 @@ class LinkedGraph:
                 elements = carrier(link.elements, link.frame)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
                 return compiled(*args, link.frame, elements)
-        self.look_for_pixels(args)
+        else:
+            self.look_for_pixels(args)
         if self.unpruned is None:
             self.unpruned = self._compile(self.module)
         return self.unpruned(*args)

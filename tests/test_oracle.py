@@ -297,7 +297,6 @@ WITHOUT_ATTENTION = {"linear_attention", "conv", "mlp"}
 # A prefill of a longer sequence does something else than decoding, and why.
 DECODES_OTHERWISE = {
     "dots3_note": "of many equal scores an indexer takes the first, which change with the length, unpruned too",
-    "glm5_next": "of many equal scores an indexer takes the first, which change with the length, unpruned too",
     "inkling2": "a decoding step counts distances in the cache, without what was dropped",
     "instructblipvideo": "its generate calls the language model past the model",
 }

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.architectures.base import Architecture, text_only, visual_mask
 from tests.architectures.gemma import GEMMA3, GEMMA4
+from tests.architectures.glm5_next import GLM5_NEXT
 from tests.architectures.grid import (
     COHERE_COMPASS,
     COSMOS3_EDGE,
@@ -32,6 +33,8 @@ from tests.architectures.grid import (
     QWEN3_VL_MOE,
 )
 from tests.architectures.idefics3 import IDEFICS3, SMOLVLM
+from tests.architectures.inkling2 import INKLING2
+from tests.architectures.instructblipvideo import INSTRUCTBLIPVIDEO
 from tests.architectures.internvl import INTERNVL
 from tests.architectures.llava import ARIA, LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, MISTRAL3, PERCEPTION_LM, VIDEO_LLAVA
 from tests.architectures.llava_onevision import LLAVA_ONEVISION
@@ -48,7 +51,7 @@ FURTHER: tuple[Architecture, ...] = (
     *(IDEFICS3, SMOLVLM, GEMMA3, GEMMA4),
     *(QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN2_5_OMNI, GLM4V, GLM46V, COHERE_COMPASS, COSMOS3_EDGE),
     *(EXAONE4_5, HYPERCLOVAX, LFM3_VL, KIMI_K25, MINIMAX_M3_VL, MUSE_GLIMMER, MUSE_SPARK, DOTS3_NOTE, ERNIE4_5_VL),
-    *(MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2),
+    *(GLM5_NEXT, INKLING2, INSTRUCTBLIPVIDEO, MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 

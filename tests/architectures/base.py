@@ -153,15 +153,19 @@ def randomize(model: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.1 * noise)
+            if ("norm" in name.lower() or ".ln." in name) and name.endswith("weight"):
+                # Around one, or around zero where the norm adds one to its weight.
+                parameter.copy_(parameter.mean().round() + 0.1 * noise)
             elif parameter.dim() < 2:
                 parameter.copy_(0.1 * noise)
             elif "embed_tokens" in name:
                 parameter.copy_(noise)
             else:
                 gain = 1.5 if "q_proj" in name or "k_proj" in name else 4.0 if "lm_head" in name else 1.0
-                parameter.copy_(gain * noise / math.sqrt(parameter[0].numel()))
+                size = parameter[0].numel()
+                # Experts' matrices are stacked, and not all have their inputs in the last dimension.
+                fan_in = math.sqrt(size) if ".experts." in name and parameter.dim() == 3 else size
+                parameter.copy_(gain * noise / math.sqrt(fan_in))
 
 
 def visual_mask(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

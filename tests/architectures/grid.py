@@ -22,6 +22,7 @@ class Grid(Architecture):
 
     temporal_patch = 2
     typed = True  # does the model take `mm_token_type_ids`?
+    enclosed = False  # is the video between a start and an end token, in the place of two text tokens?
     config_class: str
     model_class: str
     text_type: str
@@ -59,6 +60,13 @@ class Grid(Architecture):
         model = getattr(transformers, self.model_class)
         return model._from_config(config, attn_implementation=attn_implementation)
 
+    def row_ids(self, frames: int, text: int, generator: torch.Generator) -> torch.Tensor:
+        ids = super().row_ids(frames, text, generator)
+        if self.enclosed:
+            visual = (ids == self.visual_token).nonzero()
+            ids[visual[0] - 1], ids[visual[-1] + 1] = VISION_START, VISION_END
+        return ids
+
     def extras(self, input_ids: torch.Tensor) -> Inputs:
         return {"mm_token_type_ids": 2 * (input_ids == self.visual_token).int()} if self.typed else {}
 
@@ -86,7 +94,7 @@ def mrope(text: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 class Qwen3VL(Grid):
-    """Text (the timestamp) between the blocks; features are added again after layers 0 and 2 (DeepStack)."""
+    """Text (the timestamp) between the blocks; features are added again after layers 0 to 2 (DeepStack)."""
 
     name = "qwen3_vl"
     separated = True
@@ -149,7 +157,7 @@ class Qwen3_5(Qwen3VL):
 
 
 class CohereCompass(Qwen3VL):
-    """As Qwen3-VL, three of four layers with a sliding window; features are added again after layers 0 to 2."""
+    """As Qwen3-VL, two of three layers with a sliding window; features are added again after layers 0 to 2."""
 
     name = "cohere_compass"
     config_class = "CohereCompassConfig"
@@ -157,7 +165,7 @@ class CohereCompass(Qwen3VL):
     text_type, vision_type = "cohere_compass_text", "cohere_compass_vision"
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        kinds = sliding(text, every=4)
+        kinds = sliding(text, every=3)
         rope = {kind: mrope(text, mrope_interleaved=True) for kind in set(kinds)}
         return {**text, "layer_types": kinds, "sliding_window": WINDOW, "rope_parameters": rope}
 
@@ -198,9 +206,6 @@ class Glm4v(Grid):
             "out_hidden_size": hidden,
         }
 
-    def extras(self, input_ids: torch.Tensor) -> Inputs:
-        return {"mm_token_type_ids": 2 * (input_ids == IMAGE).int()}
-
 
 class Glm46V(Glm4v):
     """As GLM-4V."""
@@ -215,6 +220,7 @@ class Qwen2_5Omni(Grid):
 
     name = "qwen2_5_omni"
     typed = False
+    enclosed = True
     config_class = "Qwen2_5OmniThinkerConfig"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
     text_type, vision_type = "qwen2_5_omni_text", "qwen2_5_omni_vision_encoder"
@@ -245,19 +251,12 @@ class Qwen2_5Omni(Grid):
     def vision(self, hidden: int) -> dict[str, Any]:
         return windowed_tower(hidden)
 
-    def row_ids(self, frames: int, text: int, generator: torch.Generator) -> torch.Tensor:
-        """The video between its start and its end token, which stand in the place of two text tokens."""
-        ids = super().row_ids(frames, text, generator)
-        visual = (ids == VIDEO).nonzero()
-        ids[visual[0] - 1], ids[visual[-1] + 1] = VISION_START, VISION_END
-        return ids
-
     def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
         return {**super().pixels(model, frames, generators), "video_second_per_grid": torch.ones(len(frames))}
 
 
 class Exaone4_5(Grid):
-    """One span; three of four layers with a sliding window."""
+    """One span; two of three layers with a sliding window."""
 
     name = "exaone4_5"
     typed = False
@@ -267,7 +266,7 @@ class Exaone4_5(Grid):
     shows_frames = False
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "layer_types": sliding(text, every=4), "sliding_window": WINDOW}
+        return {**text, "layer_types": sliding(text, every=3), "sliding_window": WINDOW}
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return windowed_tower(hidden) | {"num_key_value_heads": 2}
@@ -364,7 +363,7 @@ class MiniMaxM3VL(Grid):
         return {
             **text,
             "head_dim": 16,
-            "rotary_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "dense_intermediate_size": 128,
@@ -490,7 +489,9 @@ class MuseGlimmer(Grid):
     shows_frames = False
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "head_dim": 16, "layer_types": sliding(text, every=4), "sliding_window": WINDOW}
+        # The layers without a window must be those without rotary, as they are by default: counted from the last.
+        factors = {"qk_scale_factor": 2.0, "output_multiplier": 1.0}
+        return {**text, **factors, "head_dim": 16, "sliding_window": WINDOW}
 
     def tokens(self) -> dict[str, Any]:
         return {
@@ -566,7 +567,7 @@ class Dots3Note(Grid):
             "sliding_window": WINDOW,
             "index_topk": 16,
             "index_head_dim": 16,
-            "index_n_heads": 2,
+            "index_n_heads": 16,  # with few, many scores are zero, and ties decide
             "shared_experts_intermediate_size": 32,
         }
 

@@ -16,10 +16,11 @@ SIZE, PATCH = 16, 4  # of a picture and of its patches, in pixels
 
 
 class Llava(Architecture):
-    """16 visual tokens an image, text between images; `pixel_values` [sum of F, 3, 16, 16]."""
+    """4 visual tokens an image, text between images; `pixel_values` [sum of F, 3, 16, 16]."""
 
     name = "llava"
-    tokens_per_block = (SIZE // PATCH) ** 2
+    patch = 2 * PATCH
+    tokens_per_block = (SIZE // patch) ** 2
     separated = True
     visual_token = IMAGE
     config_class = "LlavaConfig"
@@ -33,7 +34,7 @@ class Llava(Architecture):
             num_hidden_layers=2,
             num_attention_heads=2,
             image_size=SIZE,
-            patch_size=PATCH,
+            patch_size=self.patch,
         )
 
     def text(self, text: dict[str, Any]) -> Any:
@@ -61,10 +62,10 @@ class Llava(Architecture):
 
 
 class LlavaNext(Llava):
-    """As LLaVA, each image whole and as one tile, 36 tokens; `pixel_values` [sum of F, 2, 3, 16, 16]."""
+    """As LLaVA, each image whole and as one tile, 10 tokens; `pixel_values` [sum of F, 2, 3, 16, 16]."""
 
     name = "llava_next"
-    tokens_per_block = 2 * (SIZE // PATCH) ** 2 + SIZE // PATCH  # the whole, and the tile with a newline a line
+    tokens_per_block = 2 * Llava.tokens_per_block + SIZE // Llava.patch  # the whole, and the tile with a newline a line
     config_class = "LlavaNextConfig"
     model_class = "LlavaNextForConditionalGeneration"
 
@@ -83,7 +84,7 @@ class LlavaNextVideo(Llava):
     name = "llava_next_video"
     ragged = False
     separated = False
-    tokens_per_block = (SIZE // PATCH // 2) ** 2
+    patch = PATCH  # of which the model pools 2x2
     visual_token = VIDEO
     config_class = "LlavaNextVideoConfig"
     model_class = "LlavaNextVideoForConditionalGeneration"
@@ -101,26 +102,22 @@ class LlavaNextVideo(Llava):
 
 
 class VideoLlava(LlavaNextVideo):
-    """17 visual tokens a frame (the class token too), in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
+    """5 visual tokens a frame (the class token too), in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
 
     name = "video_llava"
-    tokens_per_block = (SIZE // PATCH) ** 2 + 1
+    patch = Llava.patch
+    tokens_per_block = Llava.tokens_per_block + 1
     config_class = "VideoLlavaConfig"
     model_class = "VideoLlavaForConditionalGeneration"
 
     def further(self) -> dict[str, Any]:
         return {"image_token_index": IMAGE, "video_token_index": VIDEO}
 
-    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
-        # Eight frames a video are written down in the model, by which it tells images from videos.
-        return super().pixels(model, frames, generators)
-
 
 class Mistral3(Llava):
     """4 visual tokens an image: a Pixtral tower, patches merged 2x2."""
 
     name = "mistral3"
-    tokens_per_block = (SIZE // PATCH // 2) ** 2
     config_class = "Mistral3Config"
     model_class = "Mistral3ForConditionalGeneration"
 
@@ -183,7 +180,7 @@ class PerceptionLM(Llava):
     name = "perception_lm"
     ragged = False
     separated = False
-    tokens_per_block = (SIZE // PATCH // 2) ** 2
+    patch = PATCH  # of which the projector pools 2x2
     visual_token = VIDEO
     config_class = "PerceptionLMConfig"
     model_class = "PerceptionLMForConditionalGeneration"
