@@ -34,7 +34,8 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
     """The places of the cuts that the user asked for, and a remark on those that moved ("" if none did).
 
     A cut moves behind the last layer after which visual features are added to the hidden states again (DeepStack,
-    arXiv 2406.04334), and to the next layer that has attention if the selection rule needs it.
+    arXiv 2406.04334), to the first layer that has attention (its cache tells later calls how many positions there
+    were), and to the next one that has if the selection rule needs it.
 
     Raises:
         CannotPrune: where no layer is left behind a cut, or two cuts meet.
@@ -47,9 +48,10 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
         if layer + 1 < len(decoder.layers) and again is not None and layer < again:
             layer = again
             remarks.append(f"layer={cut.layer} moved to {layer}, the last after which visual features are added again")
-        if layer + 1 < len(decoder.layers) and needs_attention and decoder.layers[layer] is None:
-            before, layer = layer, decoder.attention_from(layer) or len(decoder.layers)
-            remarks.append(f"layer={before} moved to {layer}, the next that has attention to score by")
+        first = decoder.attention_from(0 if not needs_attention else layer) or 0
+        if layer + 1 < len(decoder.layers) and layer < first:
+            remarks.append(f"layer={cut.layer} moved to {first}, the next that has attention")
+            layer = first
         if layer + 1 >= len(decoder.layers):
             moved = "" if layer == cut.layer else f" ({remarks[-1]})"
             raise CannotPrune(

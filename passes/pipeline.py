@@ -23,7 +23,7 @@ from .frames import emit_frames, find_frames
 from .functional import make_functional
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
-from .probe import probe
+from .probe import least_tokens, probe
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, padding_mask, visual_mask
@@ -100,7 +100,7 @@ def prune(
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
     plans = probe(module.graph, injection.embeddings, [place.after for place in places], capacities)
-    # From here on nothing declines.
+    # From here on the graph is rewritten.
     shrinker = Shrinker(emit, plans, injection.embeddings, [place.after for place in places])
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
         is_visual = emit(visual_mask, *injection.masks)
@@ -119,6 +119,11 @@ def prune(
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, place.cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
+            if isinstance(length := example(pruned), int) and length < (least := least_tokens(plans)):
+                raise CannotPrune(
+                    f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state "
+                    "(a sliding window in a static cache, a convolution); use a dynamic cache or a higher retention"
+                )
             if stage > 0 and attention is not None:
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)

@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import logging
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,18 @@ def probe(
         CannotPrune: where a node can't be proven right with fewer tokens.
     """
     return _Probe(graph, embeddings, cuts, capacities).run()
+
+
+def least_tokens(plans: dict[Node, NodePlan]) -> int:
+    """How many tokens there must be for what is copied into states of a fixed size, such as a convolution's last."""
+    needed = 1
+    for node in plans:
+        source = node.args[1] if node.target is torch.ops.aten.copy.default else None
+        if isinstance(source, Node) and source.target is operator.getitem:
+            index = source.args[1] if isinstance(source.args[1], tuple) else (source.args[1],)
+            starts = [part.start for part in index if isinstance(part, slice) and isinstance(part.start, int)]
+            needed = max([needed, *(-start for start in starts)])
+    return needed
 
 
 class _Probe:

@@ -1,9 +1,12 @@
 """What every test starts from: nothing compiled, nothing reported."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import sharp_compile
+from tests.architectures.table import write_table
 
 # The models of the tests are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)
@@ -23,3 +26,16 @@ def room_for_many_graphs():
     """
     with torch._dynamo.config.patch(recompile_limit=64):
         yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--table", type=Path, help="write what became of each architecture to this page")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("--table")
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    told = [(report, value) for report in reports for key, value in report.user_properties if key == "outcome"]
+    if path is not None:
+        wrong = {tuple(value[:3]) for report, value in told if report.failed}
+        write_table(path, [tuple(value) for _, value in told], {tuple(value[:3]) for _, value in told} - wrong)

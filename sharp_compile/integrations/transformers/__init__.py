@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import Any
 
-from . import deepstack, masks, sequence
+from . import caches, deepstack, masks, sequence
 
 _installed = False
 
@@ -23,6 +23,7 @@ def install() -> None:
     from transformers.modeling_utils import PreTrainedModel
 
     masks.install()
+    caches.install()
     sequence.install()
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):

@@ -1,0 +1,58 @@
+"""Writes docs/architectures.md from the outcomes of `tests/test_every_architecture.py`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+Outcome = tuple[str, str, str, str, str]
+"""Architecture, call, rows, how it ended ("pruned", or "" for declined), and the backend's reason."""
+
+CALLS = ("forward", "generate", "static cache")
+HEADER = """# Architectures
+
+What became of each architecture of transformers in the tests: tiny models with random weights, `retention=0.25`,
+`layer=1`, the selectors `uniform` and `fastv`, in float32 on a CPU. "one row" and "padded" (two rows, one of them
+padded on the left) mean that the pruned model gave the logits, tokens and caches of the eager model that is pruned by
+hand with hooks, to 1e-4, or that the declined one gave those of the unpruned model. `forward` is called through
+`torch.compile(model, backend="sharp")`, `generate` after `sharp_compile.compile(model)`.
+
+This page is written by `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md`.
+
+| architecture | forward | generate | static cache | how |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def write_table(path: Path, outcomes: Iterable[Outcome], passed: set[tuple[str, str, str]]) -> None:
+    """Writes the page.
+
+    Args:
+        path: the page.
+        outcomes: of each case, several for one architecture, call and rows (one a selector).
+        passed: the cases of architecture, call and rows all of whose tests passed.
+    """
+    cells: dict[tuple[str, str], set[str]] = defaultdict(set)
+    how: dict[str, dict[str, None]] = {}
+    for name, call, rows, ended, reason in outcomes:
+        told = rows if (name, call, rows) in passed else f"**{rows}: wrong**"
+        cells[name, call].add(told if ended else f"declined ({told})")
+        how.setdefault(name, {})[_sentence(reason)] = None
+    lines = []
+    for name in sorted(how):
+        ended = [", ".join(sorted(cells[name, call])) or "-" for call in CALLS]
+        lines.append(f"| {' | '.join([name, *ended, _shortest(how[name])])} |")
+    path.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _sentence(reason: str) -> str:
+    """A reason without the place of the code, which differs between machines."""
+    for part in ("sharp_compile runs a graph unpruned: ", "\n"):
+        reason = reason.replace(part, " " if part == "\n" else "")
+    before, opening, behind = reason.partition(' (File "')
+    return (before + behind.partition(")")[2] if opening else reason).replace("|", "\\|")
+
+
+def _shortest(reasons: Iterable[str]) -> str:
+    return "; ".join(sorted(set(reasons), key=len))

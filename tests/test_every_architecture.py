@@ -1,0 +1,109 @@
+"""Every architecture, call and kind of cache: pruned as the oracle prunes by hand, or declined with a reason.
+
+The whole matrix is slow. A quarter of it, another one each day, is not: CI runs that.
+`pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md` runs all of it, and
+writes what came out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import re
+import warnings
+from copy import deepcopy
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+
+import sharp_compile
+from tests import oracle
+from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
+from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, forward, generate
+
+OPTIONS = {"inner": "eager", "retention": 0.25}
+ROWS = {"one row": {}, "padded": {"batch": 2, "pad": [0, 3]}}
+SELECTORS = ("uniform", "fastv")
+CALLS = ("forward", "generate", "static cache")
+
+# What is declined, with a part of the reason.
+DECLINED = {
+    "dots3_note": "topk.* runs over tokens",
+    "ernie4_5_vl_moe": "leaves no later layer to shorten",
+    "glm5_next": "no compiled graph with a decoder read them",
+    "inkling2": "does not return the embeddings as they are",
+}
+# Visual features are injected by code that Dynamo runs eagerly, so only `sharp_compile.compile` can tell where.
+INJECT_EAGERLY = ("molmo2", "ovis2")
+# These fail in transformers itself, without any compiler.
+FAILS_IN_TRANSFORMERS = {("inkling2", "static cache")}
+# `generate` of these never calls the model's `forward`, which is what is compiled.
+GENERATES_OTHERWISE = ("instructblipvideo",)
+
+
+def cases():
+    """All cases, those of other days marked slow."""
+    today = datetime.date.today().toordinal() % 4
+    for number, case in enumerate(product(ALL_ARCHITECTURES, CALLS, ROWS, SELECTORS)):
+        name, call, rows, selector = case
+        if (name, call) in FAILS_IN_TRANSFORMERS or (name in GENERATES_OTHERWISE and call != "forward"):
+            continue
+        # Neighbours differ in the selector first: a quarter holds each call and each architecture.
+        marks = [] if (number + number // 4) % 4 == today else [pytest.mark.slow]
+        yield pytest.param(*case, marks=marks, id=f"{name}-{call}-{rows}-{selector}")
+
+
+@pytest.mark.usefixtures("room_for_many_graphs")
+@pytest.mark.parametrize(("name", "call", "rows", "selector"), cases())
+def test_pruned_or_declined(name, call, rows, selector, record_property):
+    architecture, model = ALL_ARCHITECTURES[name], shared_model(name)
+    inputs = architecture.inputs(model, **ROWS[rows])
+    run_model = forward if call == "forward" else partial(generate, max_new_tokens=3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if call == "forward" and name not in INJECT_EAGERLY:
+            fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS | {"selector": selector})
+        else:
+            fast = sharp_compile.compile(deepcopy(model), **OPTIONS, selector=selector)
+        actual = run_model(fast, inputs, **({"cache_implementation": "static"} if call == "static cache" else {}))
+        gc.collect()  # embeddings that no decoder read are told of when they are gone
+    pruned = [report for report in sharp_compile.reports() if report.pruned]
+    if name in DECLINED:
+        assert not pruned
+        expected = run_model(model, inputs)
+        reasons = [str(warning.message) for warning in told if "runs a graph unpruned" in str(warning.message)]
+        assert any(re.search(DECLINED[name], reason) for reason in reasons), reasons
+        record_property("outcome", (name, call, rows, "", min(reasons, key=len)))
+    else:
+        (report,) = pruned
+        with oracle.prune(model, **{"retention": 0.25, "layer": 1, "selector": selector}) as run:
+            expected = run_model(model, inputs)
+        assert report.kept.tolist() == run.kept[0].tolist()
+        assert report.layer == run.layers[0]
+        record_property("outcome", (name, call, rows, "pruned", report.reason))
+    if call == "forward":
+        assert_same_logits(actual.logits, expected.logits, inputs)
+        if name not in GENERATES_OTHERWISE:
+            assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new=0)
+    elif call == "generate":
+        assert_same_generation(actual, expected, inputs)
+    else:
+        assert actual.sequences.tolist() == expected.sequences.tolist()
+        torch.testing.assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", INJECT_EAGERLY)
+def test_features_injected_eagerly_are_no_silent_no_op(name):
+    architecture, model = ALL_ARCHITECTURES[name], shared_model(name)
+    inputs = architecture.inputs(model)
+    fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
+    with pytest.warns(UserWarning, match=r"sharp_compile\.compile\(model\) tells it"):
+        actual = forward(fast, inputs)
+    assert_same_logits(actual.logits, forward(model, inputs).logits, inputs)
+    torch._dynamo.reset()
+    sharp_compile.reset()
+    with sharp_compile.visual_tokens(visual_mask(model, inputs)):
+        forward(torch.compile(deepcopy(model), backend="sharp", options=OPTIONS), inputs)
+    assert [report.pruned for report in sharp_compile.reports()].count(True) == 1
