@@ -57,7 +57,10 @@ class Decoder:
 
 
 def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
-    """The decoder that reads `embeddings`, or None where no attention of the graph does."""
+    """The decoder that reads `embeddings`, or None where no attention of the graph does.
+
+    Raises `CannotPrune` where one does that has a form of attention which is known, but not supported.
+    """
     flow = data_flow(graph, embeddings)
     order = {node: place for place, node in enumerate(graph.nodes)}
     length = expression(example(embeddings).shape[1])
@@ -70,6 +73,11 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
         and (attention.causal or attention.mask is not None)
     ]
     if not attentions:
+        if any(node.target is torch.ops.higher_order.flex_attention for node in flow):
+            raise CannotPrune(
+                "the decoder uses flex_attention, whose block masks can't be shortened yet; load the model with "
+                'attn_implementation="sdpa"'
+            )
         return None
     layers, inside = _layers(attentions, flow, order)
     return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)

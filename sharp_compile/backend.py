@@ -88,8 +88,8 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
     if linked is None:
         graph.look_for_pixels(inputs)
         graph.unpruned = _inner(module, inputs, config)
-    else:
-        graph.prepare(*linked, inputs)
+    elif graph.prepare(*linked, inputs) is None:
+        graph.unpruned = _inner(module, inputs, config)
     return graph
 
 
@@ -270,8 +270,7 @@ def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
                 "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
                 "rows of little or no video; run those apart, or with a higher retention"
             )
-        made.kept, made.scores = kept.clone(), scores.clone()
-        report.notice(made)
+        report.keep(made, kept.clone(), scores.clone())
         return tuple(results)
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class GraphReport:
 
 _reports: list[GraphReport] = []
 _watchers: list[list[GraphReport]] = []
+_latest = threading.local()
 
 
 def add(made: GraphReport) -> GraphReport:
@@ -55,6 +57,18 @@ def notice(made: GraphReport) -> None:
     for seen in _watchers:
         if not any(other is made for other in seen):
             seen.append(made)
+
+
+def keep(made: GraphReport, kept: Tensor, scores: Tensor) -> None:
+    """Notes what the run of a pruned graph kept, in its report and as the latest of this thread."""
+    made.kept, made.scores = kept, scores
+    _latest.kept = kept
+    notice(made)
+
+
+def latest_kept() -> Tensor | None:
+    """The ``[B, S']`` positions that the last pruned graph to run in this thread kept; None before the first."""
+    return getattr(_latest, "kept", None)
 
 
 @contextmanager

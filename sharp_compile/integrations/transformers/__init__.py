@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import Any
 
-from . import caches, deepstack, masks, sequence
+from . import caches, deepstack, loss, masks, sequence
 
 _installed = False
 
@@ -24,6 +24,7 @@ def install() -> None:
 
     masks.install()
     caches.install()
+    loss.install()
     sequence.install()
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):

@@ -7,50 +7,48 @@ each layer takes the last columns (`masks`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 
 def install() -> None:
     """Has masks be made for all positions that were seen, and a static cache that was cut be reset to full length."""
-    from transformers import cache_utils, masking_utils
+    from transformers.cache_utils import Cache, StaticLayer
 
-    preprocess = masking_utils._preprocess_mask_arguments
+    query_offset, mask_sizes, reset = Cache.get_query_offset, Cache.get_mask_sizes, Cache.reset
 
-    def preprocess_for_all_seen(
-        config: Any, embeddings: Any, mask: Any, cache: Any, positions: Any, layer: Any, *others: Any, **more: Any
-    ) -> tuple[Any, ...]:
-        result = preprocess(config, embeddings, mask, cache, positions, layer, *others, **more)
-        done, mask, packed, queries, keys, query_offset, key_offset = result
-        if done or not isinstance(cache, cache_utils.Cache) or layer is None or layer >= len(cache.layers):
-            return result
-        lost = _lost(cache, cache.layers[layer], query_offset)
-        if isinstance(query_offset, int):
-            keys = keys + lost
-        return done, mask, packed, queries, keys, query_offset + lost, key_offset
+    def offset_of_all_seen(self: Any, layer_idx: int = 0) -> Any:
+        return query_offset(self, layer_idx) + _lost(self, layer_idx)
 
-    masking_utils._preprocess_mask_arguments = preprocess_for_all_seen
-
-    reset = cache_utils.StaticLayer.reset
+    def sizes_of_all_seen(self: Any, query_length: int, layer_idx: int) -> tuple[int, int]:
+        length, offset = mask_sizes(self, query_length, layer_idx)
+        # A static layer says how long it was made, whatever it is now.
+        is_static = layer_idx < len(self.layers) and isinstance(self.layers[layer_idx], StaticLayer)
+        return length if is_static else length + _lost(self, layer_idx), offset
 
     def reset_to_full_length(self: Any) -> None:
+        static = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]
+        was_cut = any(cast(Tensor, layer.keys).shape[-2] != layer.max_cache_len for layer in static)
         reset(self)
-        if self.is_initialized and self.keys.shape[-2] != self.max_cache_len:
-            # The next prefill makes the buffers anew.
-            self.is_initialized = False
+        for layer in static if was_cut else ():
+            # The next prefill makes all buffers anew, as the first did.
+            layer.is_initialized = False
 
-    cache_utils.StaticLayer.reset = reset_to_full_length  # type: ignore[method-assign]
+    Cache.get_query_offset = offset_of_all_seen  # type: ignore[method-assign]
+    Cache.get_mask_sizes = sizes_of_all_seen  # type: ignore[method-assign]
+    Cache.reset = reset_to_full_length  # type: ignore[method-assign]
 
 
-def _lost(cache: Any, layer: Any, seen_by_layer: Any) -> int:
+def _lost(cache: Any, place: int) -> int:
     """How many positions fewer than were seen a layer of a cache holds, or has room for."""
-    from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
+    from transformers.cache_utils import DynamicLayer, StaticLayer
 
+    layer = cache.layers[place] if place < len(cache.layers) else None
     # One with a sliding window counts what it was given apart from what it holds.
-    if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized or layer.is_sliding:
+    if not isinstance(layer, StaticLayer | DynamicLayer) or not layer.is_initialized or layer.is_sliding:
         return 0
     if isinstance(layer, StaticLayer):
+        assert layer.keys is not None
         return layer.max_cache_len - layer.keys.shape[-2]
-    if isinstance(layer, DynamicLayer) and isinstance(seen_by_layer, int):
-        seen = cache.get_seq_length()
-        return seen - seen_by_layer if isinstance(seen, int) else 0
-    return 0
+    return cache.get_seq_length() - layer.get_seq_length()

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def install() -> None:
     """Lets every attention function of transformers take a mask that is wider than its keys.
@@ -36,7 +38,8 @@ def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:
     """An attention function ``(module, query, key, value, attention_mask, ...)`` that accepts wider masks."""
 
     def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
-        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.shape[-1] > key.shape[-2]:
+        is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+        if is_mask and attention_mask.shape[-1] > key.shape[-2]:
             attention_mask = attention_mask[..., -key.shape[-2] :]
         return attention(module, query, key, value, attention_mask, *args, **kwargs)
 
