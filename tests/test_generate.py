@@ -29,7 +29,8 @@ ROWS = {"one row": {}, "left-padded": {"batch": 2, "pad": [0, 3]}, "padding kept
 
 # The decoder of Qwen2.5-VL is Qwen2-VL's.
 KINDS = {name: architecture for name, architecture in ARCHITECTURES.items() if name != "qwen2_5_vl"}
-every_kind = pytest.mark.parametrize("name", KINDS)
+slow_kinds = {"internvl": [pytest.mark.slow]}
+every_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=slow_kinds.get(n, [])) for n in KINDS])
 every_ragged_kind = pytest.mark.parametrize("name", [n for n, a in KINDS.items() if a.ragged])
 
 
@@ -132,7 +133,7 @@ def prefill_then_generate(model, prefill, inputs):
     return output.logits, generate(model, turn | {"past_key_values": output.past_key_values})
 
 
-@pytest.mark.parametrize(("name", "attention"), [*((name, "sdpa") for name in ARCHITECTURES), ("qwen2_vl", "eager")])
+@pytest.mark.parametrize(("name", "attention"), [("llava_onevision", "sdpa"), ("qwen2_vl", "eager")])
 def test_decoding_eagerly_after_a_compiled_prefill(name, attention, subtests):
     model = shared_model(name, layers=LAYERS, attn_implementation=attention)
     copy = deepcopy(model)
