@@ -276,11 +276,13 @@ class _Probe:
 
     def _corresponds(self, before: Any, after: Any) -> bool:
         if isinstance(before, int | SymInt):
-            if prime := self.marks.token(after):
+            prime, rows = self.marks.token(after), 1
+            if self.marks.batch and after % self.marks.batch == 0:
+                after, rows = after // self.marks.batch, self.rows_hint
+            if prime:
                 room = after - prime if after % prime else 0
                 after = (after - room) // prime * self.length_hint + room
-            if self.marks.batch and after % self.marks.batch == 0:
-                after = after // self.marks.batch * self.rows_hint
+            after *= rows
         return bool(hint(before) == after)
 
     # What a leaf of a node's arguments may be handed over as.

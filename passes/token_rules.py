@@ -51,7 +51,12 @@ class Marks:
 
     def token(self, size: int) -> int | None:
         """The token length that divides `size`, or that `size` is with room behind it; else None."""
-        return next((prime for prime in self.tokens if size % prime == 0 or size - prime in self.rooms), None)
+        each = size // self.batch if self.batch and size % self.batch == 0 else size
+        roomy = (size, each)
+        return next(
+            (prime for prime in self.tokens if size % prime == 0 or any(one - prime in self.rooms for one in roomy)),
+            None,
+        )
 
     def of(self, size: int) -> tuple[int | None, bool]:
         """What is in an axis of this size: the length of its tokens, if any, and whether there are rows."""
@@ -72,8 +77,11 @@ class Marks:
 
     def _layouts_of_axis(self, size: int, stride: int) -> list[tuple[tuple[int, int], ...]]:
         prime = self.token(size)
-        if prime and size % prime:
+        if prime and size - prime in self.rooms:
             return [((prime, stride),)]
+        if prime and size % prime:
+            assert self.batch is not None
+            return [((prime, stride), (self.batch, stride * size // self.batch))]
         others = size // prime if prime else size
         rows = self.batch if self.batch and others % self.batch == 0 else None
         copies = others // rows if rows else others
@@ -121,7 +129,8 @@ class TokenRules(TorchDispatchMode):
                 raise Refused(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(self._token_axes(each) for each in tensors):
+        moves_rows = _RULES.get(func.overloadpacket) is TokenRules.reshape and self.marks.batch
+        if moves_rows or any(self._token_axes(each) for each in tensors):
             self._rule(func)(self, func, named, result)
         return result
 
