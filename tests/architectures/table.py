@@ -16,7 +16,8 @@ What became of each architecture of transformers in the tests: tiny models with 
 `layer=1`, the selectors `uniform` and `fastv`, in float32 on a CPU. "one row" and "padded" (two rows, one of them
 padded on the left) mean that the pruned model gave the logits, tokens and caches of the eager model that is pruned by
 hand with hooks, to 1e-4, or that the declined one gave those of the unpruned model. `forward` is called through
-`torch.compile(model, backend="sharp")`, `generate` after `sharp_compile.compile(model)`.
+`torch.compile(model, backend="sharp")`, `generate` after `sharp_compile.compile(model)`; so is `forward` of Molmo2 and
+Ovis2, which inject their features in code that Dynamo runs eagerly.
 
 This page is written by `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md`.
 
