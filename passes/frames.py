@@ -70,9 +70,9 @@ def find_frames(injection: Injection, rotation: Rotation | None, said: int | Non
     """
     if said is not None:
         return Frames((), None, said)
-    length = injection.embeddings.meta["example_value"].shape[1]
+    rows, length, _ = injection.embeddings.meta["example_value"].shape
     pictures = tuple(_pictures(features, injection.embeddings, emit) for features in injection.features)
-    return Frames(pictures, None if rotation is None else _positions(rotation, length), None)
+    return Frames(pictures, None if rotation is None else _positions(rotation, rows, length), None)
 
 
 def emit_frames(emit: Emitter, frames: Frames, injection: Injection, is_visual: Node) -> Node:
@@ -152,16 +152,15 @@ def _product(emit: Emitter, node: Node, axes: Iterable[int]) -> int | Node:
     return functools.reduce(functools.partial(emit.arithmetic, operator.mul), (emit.size(node, axis) for axis in axes))
 
 
-def _positions(rotation: Rotation, length: Any) -> Node | None:
+def _positions(rotation: Rotation, rows: Any, length: Any) -> Node | None:
     """The last integers ``[3, B, S]`` that the rotary tables are computed from."""
     found = [
         node
         for node in _ancestors(*(parent for node in rotation.nodes for parent in node.all_input_nodes))
         if (value := example_tensor(node)) is not None
-        and not value.is_floating_point()
+        and value.dtype in (torch.int64, torch.int32)
         and value.ndim == 3
-        and value.shape[0] == 3
-        and expression(value.shape[2]) == expression(length)
+        and [expression(size) for size in value.shape] == [3, expression(rows), expression(length)]
     ]
     return found[-1] if found else None
 
