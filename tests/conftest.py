@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sharp_compile
-from tests.architectures.table import write_table
+from tests.table import write_table
 
 # The models of the tests are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)

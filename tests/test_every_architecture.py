@@ -22,11 +22,11 @@ import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
 from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, forward, generate
+from tests.table import CALLS
 
 OPTIONS = {"inner": "eager", "retention": 0.25}
 ROWS = {"one row": {}, "padded": {"batch": 2, "pad": [0, 3]}}
 SELECTORS = ("uniform", "fastv")
-CALLS = ("forward", "generate", "static cache")
 
 # What is declined, with a part of the reason.
 DECLINED = {
