@@ -16,6 +16,8 @@ VOCABULARY = 200
 PAD = 0
 TEXT = range(10, 180)  # ids of ordinary text tokens
 IMAGE, VIDEO, VISION_START, VISION_END = 190, 191, 192, 193
+# The sizes of most vision towers.
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 class Architecture(ABC):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, Gemma4Config, Gemma4ForConditionalGeneration
 
-from tests.architectures.base import IMAGE, VIDEO, VISION_END, VISION_START, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs
 from tests.architectures.grid import WINDOW, sliding
 from tests.architectures.llava import PATCH, SIZE, Llava
 
@@ -21,18 +22,9 @@ class Gemma3(Llava):
     tokens_per_block = 4
     config_class = "Gemma3Config"
     model_class = "Gemma3ForConditionalGeneration"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "siglip_vision_model",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=PATCH,
-            vision_use_head=False,
-        )
+    patch = PATCH
+    vision_type = "siglip_vision_model"
+    tower = MappingProxyType({"vision_use_head": False})
 
     def text(self, text: dict[str, Any]) -> Any:
         kinds = {"layer_types": sliding(text, every=3), "sliding_window": WINDOW}
@@ -72,10 +64,7 @@ class Gemma4(Architecture):
         )
         vision = AutoConfig.for_model(
             "gemma4_vision",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
+            **TOWER,
             num_key_value_heads=2,
             head_dim=16,
             patch_size=PATCH,

@@ -10,11 +10,19 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
-from tests.architectures.base import IMAGE, VIDEO, VISION_END, VISION_START, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs
 
 PATCH, MERGE = 4, 2
 HEIGHT, WIDTH = 4, 4  # of a frame, in patches
 WINDOW = 12  # of layers with a sliding window, in tokens
+# The sizes of a tower whose patches are merged.
+MERGING_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+}
 
 
 class Grid(Architecture):
@@ -109,11 +117,7 @@ class Qwen3VL(Grid):
     def vision(self, hidden: int) -> dict[str, Any]:
         vision = {
             "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
+            **MERGING_TOWER,
             "temporal_patch_size": self.temporal_patch,
             "out_hidden_size": hidden,
             "num_position_embeddings": 16,
@@ -144,14 +148,9 @@ class Qwen3_5(Qwen3VL):
     deepstack = False
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        layers = text["num_hidden_layers"]
         return {
             **super().text(text),
-            "layer_types": ["full_attention" if i % 2 else "linear_attention" for i in range(layers)],
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
+            **delta_nets(text),
             "rope_parameters": mrope(text, mrope_interleaved=True, partial_rotary_factor=1.0),
         }
 
@@ -196,12 +195,8 @@ class Glm4v(Grid):
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
+            **MERGING_TOWER,
             "image_size": 16,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
             "temporal_patch_size": self.temporal_patch,
             "out_hidden_size": hidden,
         }
@@ -309,10 +304,7 @@ class Lfm3VL(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "num_key_value_heads": 2,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
@@ -338,10 +330,7 @@ class Cosmos3Edge(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "patch_size": PATCH,
             "num_patches": 16,
             "spatial_merge_size": MERGE,
@@ -431,11 +420,7 @@ class Ernie4_5VL(Grid):
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
+            **MERGING_TOWER,
             "temporal_merge_size": 2,
         }
 
@@ -459,10 +444,7 @@ class KimiK25(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "patch_size": PATCH,
             "pos_emb_height": HEIGHT,
             "pos_emb_width": WIDTH,
@@ -503,10 +485,7 @@ class MuseGlimmer(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "patch_size": PATCH,
             "patch_temporal": self.temporal_patch,
             "merge_size": MERGE,
@@ -578,10 +557,7 @@ class Dots3Note(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "patch_size": PATCH,
             "moe_intermediate_size": 32,
             "num_local_experts": 4,
@@ -607,6 +583,17 @@ LATENT = {
 }
 
 
+def delta_nets(text: dict[str, Any]) -> dict[str, Any]:
+    """Gated delta nets, and attention in every second layer."""
+    return {
+        "layer_types": ["full_attention" if i % 2 else "linear_attention" for i in range(text["num_hidden_layers"])],
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+
+
 def sliding(text: dict[str, Any], every: int) -> list[str]:
     """Layer types: one full attention after so many layers, the others with a sliding window."""
     return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(text["num_hidden_layers"])]
@@ -616,11 +603,7 @@ def windowed_tower(hidden: int) -> dict[str, Any]:
     """The config of Qwen2.5-VL's vision tower."""
     return {
         "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
+        **MERGING_TOWER,
         "temporal_patch_size": 2,
         "window_size": 4 * PATCH,
         "out_hidden_size": hidden,

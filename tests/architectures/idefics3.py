@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from tests.architectures.base import IMAGE, PAD, Inputs
 from tests.architectures.llava import PATCH, SIZE, Llava
@@ -21,18 +20,8 @@ class Idefics3(Llava):
     tokens_per_block = (SIZE // PATCH // 2) ** 2
     config_class = "Idefics3Config"
     model_class = "Idefics3ForConditionalGeneration"
+    patch = PATCH
     vision_type = "idefics3_vision"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            self.vision_type,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=PATCH,
-        )
 
     def further(self) -> dict[str, Any]:
         return {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.architectures.base import IMAGE, VOCABULARY, Inputs
+from tests.architectures.base import IMAGE, TOWER, VOCABULARY, Inputs
 from tests.architectures.grid import MERGE, PATCH, WINDOW, Grid
 
 GRID = 2  # visual tokens of a frame, in height and in width
@@ -55,10 +55,7 @@ class Inkling2(Grid):
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **TOWER,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "posemb_grid_size": GRID * MERGE,

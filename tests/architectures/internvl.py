@@ -14,7 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from tests.architectures.base import IMAGE, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, Architecture, Inputs
 
 
 class InternVL(Architecture):
@@ -27,10 +27,7 @@ class InternVL(Architecture):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         vision = InternVLVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
+            **TOWER,
             image_size=16,
             patch_size=4,
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import AutoConfig
 
-from tests.architectures.base import IMAGE, VIDEO, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, VIDEO, Architecture, Inputs
 
 SIZE, PATCH = 16, 4  # of a picture and of its patches, in pixels
 
@@ -25,17 +26,13 @@ class Llava(Architecture):
     visual_token = IMAGE
     config_class = "LlavaConfig"
     model_class = "LlavaForConditionalGeneration"
+    vision_type = "clip_vision_model"
+    tower: Mapping[str, Any] = MappingProxyType({})  # what the config of the vision tower takes beside its sizes
 
     def vision(self) -> Any:
         """The config of the vision tower."""
-        return CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=self.patch,
-        )
+        sizes = {**TOWER, "image_size": SIZE, "patch_size": self.patch}
+        return AutoConfig.for_model(self.vision_type, **sizes | self.tower)
 
     def text(self, text: dict[str, Any]) -> Any:
         """The config of the decoder."""
@@ -120,18 +117,9 @@ class Mistral3(Llava):
     name = "mistral3"
     config_class = "Mistral3Config"
     model_class = "Mistral3ForConditionalGeneration"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "pixtral",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            head_dim=16,
-            image_size=SIZE,
-            patch_size=PATCH,
-        )
+    patch = PATCH
+    vision_type = "pixtral"
+    tower = MappingProxyType({"head_dim": 16})
 
     def text(self, text: dict[str, Any]) -> Any:
         return AutoConfig.for_model("mistral", sliding_window=None, head_dim=16, **text)
@@ -151,17 +139,8 @@ class Aria(Llava):
     tokens_per_block = 4
     config_class = "AriaConfig"
     model_class = "AriaForConditionalGeneration"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "idefics3_vision",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=PATCH,
-        )
+    patch = PATCH
+    vision_type = "idefics3_vision"
 
     def text(self, text: dict[str, Any]) -> Any:
         experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
@@ -174,14 +153,11 @@ class Aria(Llava):
         }
 
 
-class PerceptionLM(Llava):
+class PerceptionLM(LlavaNextVideo):
     """4 visual tokens a frame, in one span; `pixel_values_videos` [B, F, 3, 16, 16]."""
 
     name = "perception_lm"
-    ragged = False
-    separated = False
-    patch = PATCH  # of which the projector pools 2x2
-    visual_token = VIDEO
+    shows_frames = True
     config_class = "PerceptionLMConfig"
     model_class = "PerceptionLMForConditionalGeneration"
 
@@ -198,9 +174,6 @@ class PerceptionLM(Llava):
             "projector_pooling_ratio": 2,
             "vision_use_cls_token": True,
         }
-
-    def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
-        return {"pixel_values_videos": self.images(frames, generators).unflatten(0, (len(frames), -1))}
 
 
 LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, VIDEO_LLAVA = Llava(), LlavaNext(), LlavaNextVideo(), VideoLlava()

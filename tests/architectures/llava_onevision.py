@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.architectures.base import IMAGE, VIDEO, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, VIDEO, Architecture, Inputs
 
 
 class LlavaOnevision(Architecture):
@@ -28,10 +28,7 @@ class LlavaOnevision(Architecture):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         vision = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
+            **TOWER,
             image_size=16,
             patch_size=4,
             vision_use_head=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from tests.architectures.base import IMAGE, VIDEO, VOCABULARY, Architecture, Inputs
+from tests.architectures.grid import delta_nets
 from tests.architectures.llava import PATCH, SIZE, Llava
 
 SIDE = SIZE // PATCH
@@ -67,20 +69,9 @@ class Ovis2(Llava):
     tokens_per_block = (SIDE // 2) ** 2
     config_class = "Ovis2Config"
     model_class = "Ovis2ForConditionalGeneration"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "ovis2_vision",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIZE,
-            patch_size=PATCH,
-            vocab_size=32,
-            hidden_stride=2,
-            num_visual_indicator_tokens=2,
-        )
+    patch = PATCH
+    vision_type = "ovis2_vision"
+    tower = MappingProxyType({"vocab_size": 32, "hidden_stride": 2, "num_visual_indicator_tokens": 2})
 
     def text(self, text: dict[str, Any]) -> Any:
         return AutoConfig.for_model("qwen2", **text)
@@ -150,31 +141,12 @@ class MiniCPMV4_6(Llava):
     tokens_per_block = 4
     config_class = "MiniCPMV4_6Config"
     model_class = "MiniCPMV4_6ForConditionalGeneration"
-
-    def vision(self) -> Any:
-        return AutoConfig.for_model(
-            "minicpmv4_6_vision",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=PATCH,
-            insert_layer_id=1,
-        )
+    patch = PATCH
+    vision_type = "minicpmv4_6_vision"
+    tower = MappingProxyType({"num_hidden_layers": 3, "image_size": 32, "insert_layer_id": 1})
 
     def text(self, text: dict[str, Any]) -> Any:
-        layers = text["num_hidden_layers"]
-        return AutoConfig.for_model(
-            "qwen3_5_text",
-            **text,
-            head_dim=16,
-            layer_types=["full_attention" if i % 2 else "linear_attention" for i in range(layers)],
-            linear_key_head_dim=16,
-            linear_value_head_dim=16,
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-        )
+        return AutoConfig.for_model("qwen3_5_text", **text, **delta_nets(text), head_dim=16)
 
     def further(self) -> dict[str, Any]:
         return {"image_token_id": IMAGE, "video_token_id": VIDEO, "insert_layer_id": 1, "image_size": 32}

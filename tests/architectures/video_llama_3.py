@@ -14,7 +14,7 @@ from transformers import (
     VideoLlama3VisionConfig,
 )
 
-from tests.architectures.base import IMAGE, VIDEO, Architecture, Inputs
+from tests.architectures.base import IMAGE, TOWER, VIDEO, Architecture, Inputs
 
 PATCH, MERGE = 4, 2
 HEIGHT, WIDTH = 4, 4  # of a frame, in patches
@@ -29,10 +29,7 @@ class VideoLlama3(Architecture):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         vision = VideoLlama3VisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
+            **TOWER,
             patch_size=PATCH,
         )
         config = VideoLlama3Config(
