@@ -88,11 +88,6 @@ def emit_frames(emit: Emitter, frames: Frames, injection: Injection, is_visual: 
     return emit(_number, is_visual, injection.frame, frames.positions, frames.said, *arguments)
 
 
-def runs(is_visual: Tensor) -> Tensor:
-    """The frames ``[B, S]`` of visual tokens of which no more is known: text between tokens ends a frame."""
-    return _number(is_visual, None, None, None)
-
-
 def _number(
     is_visual: Tensor, earlier: Tensor | None, positions: Tensor | None, said: int | None, *pictures: Any
 ) -> Tensor:

@@ -167,7 +167,7 @@ class LinkedGraph:
         self.unpruned: Compiled | None = None
         self.pruned: dict[int, Compiled | None] = {}
         self.has_decoder = False
-        self.may_be_missed = holds_decoder(module.graph)
+        self.said_missed = False
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
@@ -185,10 +185,15 @@ class LinkedGraph:
             self.unpruned = self._compile(self.module)
         return self.unpruned(*args)
 
+    @functools.cached_property
+    def may_be_missed(self) -> bool:
+        """Whether there is a decoder in this graph that could have been pruned."""
+        return holds_decoder(self.module.graph)
+
     def look_for_pixels(self, inputs: Sequence[Any]) -> None:
         """Says once that a decoder is called with visual features of which no graph told."""
-        if self.may_be_missed and prompt.is_prompt_with_pixels(inputs):
-            self.may_be_missed = False
+        if not self.said_missed and prompt.is_prompt_with_pixels(inputs) and self.may_be_missed:
+            self.said_missed = True
             self.report.reason = (
                 "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "
                 "sharp_compile.compile(model) tells it, or call the model inside sharp_compile.visual_tokens(is_visual)"

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from .link import Link
-from .passes.frames import runs
 
 _said: ContextVar[Tensor | None] = ContextVar("visual_tokens", default=None)
 
@@ -44,10 +43,13 @@ def visual_tokens(is_visual: Tensor) -> Iterator[None]:
 def find(inputs: Sequence[Any]) -> tuple[int, Link] | None:
     """The place of the embeddings among the inputs of a graph, and what was said of them; None if nothing was."""
     said = _said.get()
-    if said is None or not said.any():
+    if said is None:
         return None
     for place, value in enumerate(inputs):
         is_float = isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point()
         if is_float and value.shape[:2] == said.shape:
-            return place, Link(runs(said.to(value.device)), int(said.sum()) * value.shape[2], None)
+            visual = int(said.sum())
+            # No frame is known: the decoder's graph parts them where text is between.
+            frame = said.to(value.device).long() - 1
+            return (place, Link(frame, visual * value.shape[2], None)) if visual else None
     return None

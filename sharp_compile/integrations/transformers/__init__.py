@@ -28,19 +28,16 @@ def install() -> None:
     sequence.install()
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):
+            sequence.keep_whole(module)
             for value in list(vars(module).values()):
-                if inspect.isclass(value) and issubclass(value, PreTrainedModel):
-                    _prepare(value)
+                if inspect.isclass(value):
+                    deepstack.make_traceable(value)
     before = PreTrainedModel.__init_subclass__
 
     def init_subclass(cls: type, **kwargs: Any) -> None:
         before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
-        _prepare(cls)
+        sequence.keep_whole(sys.modules[cls.__module__])
+        deepstack.make_traceable(cls)
 
     PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]
     _installed = True
-
-
-def _prepare(model_class: type) -> None:
-    deepstack.make_traceable(model_class)
-    sequence.keep_whole(sys.modules[model_class.__module__])

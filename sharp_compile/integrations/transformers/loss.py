@@ -31,6 +31,8 @@ def install() -> None:
 
 
 def _with_labels_at_kept_positions(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    kept_positions = torch._dynamo.disable(_kept_positions)
+
     @functools.wraps(loss)
     def of_kept(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         targets = kwargs.pop("shift_labels", None)
@@ -38,14 +40,13 @@ def _with_labels_at_kept_positions(loss: Callable[..., Tensor]) -> Callable[...,
         if whole is not None and logits.ndim == 3 and logits.shape[1] < whole.shape[1]:
             if targets is None:
                 targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-            kept = _kept_positions(logits.shape[0], logits.shape[1])
+            kept = kept_positions(logits.shape[0], logits.shape[1])
             targets = targets.to(kept.device).gather(1, kept)
         return loss(logits, labels, *args, **kwargs, **({} if targets is None else {"shift_labels": targets}))
 
     return of_kept
 
 
-@torch._dynamo.disable
 def _kept_positions(rows: int, length: int) -> Tensor:
     kept = report.latest_kept()
     if kept is None or kept.shape != (rows, length):

@@ -47,7 +47,9 @@ def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:
 
     Pixels, or what a tower made of them before.
     """
-    if "transformers" not in sys.modules:
+    tensors = (value for value in inputs if isinstance(value, torch.Tensor))
+    shapes = [value.shape[:2] for value in tensors if value.ndim == 3 and value.shape[1] > 1]
+    if not shapes or "transformers" not in sys.modules:
         return False
     from transformers import PreTrainedModel
 
@@ -58,6 +60,5 @@ def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:
         ids = given.get("input_ids")
         has = any(isinstance(given.get(name), torch.Tensor) for name in _PIXELS) or bool(given.get(_ENCODED))
         if has and isinstance(ids, torch.Tensor) and isinstance(given.get("self"), PreTrainedModel):
-            tensors = (value for value in inputs if isinstance(value, torch.Tensor))
-            return any(value.ndim == 3 and value.shape[:2] == ids.shape for value in tensors)
+            return ids.shape in shapes
     return False
