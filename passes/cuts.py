@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ..config import Cut
 from .attention import Attention
-from .decoder import Decoder
+from .decoder import Decoder, find_entering
 from .errors import CannotPrune
 from .injection import is_masked_scatter
 from .nodes import arguments, example_tensor, is_hidden_states
@@ -64,13 +64,14 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
         if places and places[-1].cut.layer >= layer:
             raise CannotPrune(f"the stages at layers {places[-1].cut.layer} and {cut.layer} meet: {'; '.join(remarks)}")
         attention = decoder.layers[layer] if needs_attention else None
-        places.append(Place(replace(cut, layer=layer), attention, decoder.entering(layer), decoder.entering(layer + 1)))
+        hidden, after = (find_entering(decoder, each) for each in (layer, layer + 1))
+        places.append(Place(replace(cut, layer=layer), attention, hidden, after))
     return places, "; ".join(remarks)
 
 
 def _last_injection(decoder: Decoder) -> int | None:
     """The last layer after which features are put into the hidden states by a mask; None where there is none."""
-    firsts = [min(decoder.order[node] for node in inside) for inside in decoder.inside]
+    firsts = [decoder.begins(layer) for layer in range(len(decoder.layers))]
     found = [decoder.order[node] for node in decoder.flow if _injects(node, decoder.flow)]
     layers = [sum(first < place for first in firsts) - 1 for place in found]
     return max((layer for layer in layers if layer >= 0), default=None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -25,14 +25,17 @@ from .errors import CannotPrune
 from .nodes import example, example_tensor, is_hidden_states
 from .sizes import expression
 
+# The place of a module in a list of modules, in its path.
+_PLACE = re.compile(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])")
+
 
 @dataclass(frozen=True)
 class Decoder:
     """The decoder of a graph.
 
     ``layers`` are its attentions in order, None for a layer that has none. ``inside`` are the nodes of each layer
-    that hold data of `flow`, the nodes computed from `embeddings`; only the attention itself where
-    the graph does not show modules.
+    that hold data of `flow`, the nodes computed from `embeddings`, in order; only the attention itself where
+    the graph does not show modules. ``order`` are the places of all nodes in the graph.
     """
 
     layers: tuple[Attention | None, ...]
@@ -40,16 +43,10 @@ class Decoder:
     flow: nx.DiGraph
     embeddings: Node
     order: dict[Node, int]
-    _entering: dict[int, Node] = field(default_factory=dict)
 
-    def entering(self, layer: int) -> Node:
-        """The hidden states ``[B, S, C]`` that enter a layer.
-
-        Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
-        """
-        if layer not in self._entering:
-            self._entering[layer] = _entering(self, layer)
-        return self._entering[layer]
+    def begins(self, layer: int) -> int:
+        """The place in the graph of the first node inside a layer."""
+        return self.order[self.inside[layer][0]]
 
     def attention_from(self, layer: int) -> int | None:
         """The first layer from `layer` on that has attention, None where none has."""
@@ -137,8 +134,7 @@ def _layers(
     if places != list(range(len(places))):
         raise CannotPrune(
             f"this graph holds only the decoder layers {places}: Dynamo cuts the decoder into several graphs and has "
-            "to be kept from that: sharp_compile.compile(model) does what can be done (TORCH_LOGS=graph_breaks shows "
-            "where it breaks)"
+            "to be kept from that (TORCH_LOGS=graph_breaks shows where it breaks)"
         )
     by_place = {_modules(attention.output)[depth][1]: attention for attention in reversed(attentions)}
     return [by_place.get(number) for number in places], [tuple(inside[number]) for number in places]
@@ -161,16 +157,18 @@ def _modules(node: Node) -> list[tuple[str, int]]:
     """The modules around a node that are in a list of modules: their paths, and their places in the list."""
     found: dict[str, int] = {}
     for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-        numbers = list(re.finditer(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])", path))
+        numbers = list(_PLACE.finditer(path))
         if numbers:
             found.setdefault(path[: numbers[-1].end()], int(numbers[-1].group()))
     return list(found.items())
 
 
-def _entering(decoder: Decoder, layer: int) -> Node:
-    """The last hidden states in front of a layer that all data from the layer before goes through."""
-    flow, order = decoder.flow, decoder.order
-    first = min(order[node] for node in decoder.inside[layer])
+def find_entering(decoder: Decoder, layer: int) -> Node:
+    """The hidden states ``[B, S, C]`` that enter a layer: the last that all data from the layer before goes through.
+
+    Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
+    """
+    flow, order, first = decoder.flow, decoder.order, decoder.begins(layer)
     if layer == 0:
         # What the layer reads; further paths may lead from the embeddings to later layers (per-layer inputs).
         channels = expression(example(decoder.embeddings).shape[2])
@@ -215,13 +213,13 @@ def check_whole(decoder: Decoder, ended: Any) -> None:
         return
     attention = next(layer for layer in reversed(decoder.layers) if layer is not None)
     stack = list((attention.output.meta.get("nn_module_stack") or {}).values())
-    holders = [cls for path, cls in stack if not re.search(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])", path)]
+    holders = [cls for path, cls in stack if not _PLACE.search(path)]
     for frame in ended.user_stack:
         if not holders or _is_within(frame, holders[-1]):
             raise CannotPrune(
                 f"the decoder is cut into several graphs: Dynamo broke at {frame.filename}:{frame.lineno} "
-                f"({ended.reason.splitlines()[0]}); sharp_compile.compile(model) keeps more of it in one graph, or "
-                "rewrite that line"
+                f"({ended.reason.splitlines()[0]}); rewrite that line, or try torch._dynamo.config."
+                "capture_scalar_outputs and capture_dynamic_output_shape_ops, so that it stays in one graph"
             )
 
 

@@ -1,6 +1,8 @@
 """The way of a graph: find, prove, then rewrite.
 
-Everything that can decline comes first and only reads; the rewriting behind it does what was planned.
+Two passes first write the graph in a form that shows more, with the same results; then all that can be read is found
+and proven, and the rewriting behind it does what was planned. Whoever declines leaves the caller's own graph untouched:
+all of this happens in a copy.
 """
 
 from __future__ import annotations
@@ -114,12 +116,13 @@ def prune(
         masks = [mask for mask in [masked.mask] if mask is not None]
         tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
+    least = least_tokens(plans)
     all_scores = []
     for stage, (place, attention, rotation) in enumerate(zip(places, scored, rotations, strict=True)):
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, place.cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            if isinstance(length := example(pruned), int) and length < (least := least_tokens(plans)):
+            if isinstance(length := example(pruned), int) and length < least:
                 raise CannotPrune(
                     f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state "
                     "(a sliding window in a static cache, a convolution); use a dynamic cache or a higher retention"

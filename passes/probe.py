@@ -270,19 +270,16 @@ class _Probe:
         """A new tensor has tokens where the one that it is made after has them, if their axes are of one size."""
         traced = zip(example(leaves_of(node)[0]).shape, example(node).shape, strict=False)
         for axis, (size, of_result) in enumerate(traced):
+            before, after = self.marks.read(first.shape[axis]), self.marks.read(result.shape[axis])
             alike = expression(size) == expression(of_result)
-            if alike and self.marks.of(first.shape[axis]) != self.marks.of(result.shape[axis]):
+            if alike and (before.tokens, before.rows) != (after.tokens, after.rows):
                 raise Refused("a new tensor has its tokens elsewhere than the one that it is made after")
 
     def _corresponds(self, before: Any, after: Any) -> bool:
         if isinstance(before, int | SymInt):
-            prime, rows = self.marks.token(after), 1
-            if self.marks.batch and after % self.marks.batch == 0:
-                after, rows = after // self.marks.batch, self.rows_hint
-            if prime:
-                room = after - prime if after % prime else 0
-                after = (after - room) // prime * self.length_hint + room
-            after *= rows
+            axis = self.marks.read(after)
+            length = self.length_hint + axis.room if axis.tokens else 1
+            after = axis.copies * length * (self.rows_hint if axis.rows else 1)
         return bool(hint(before) == after)
 
     # What a leaf of a node's arguments may be handed over as.
@@ -407,6 +404,7 @@ def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None, roo
     primes = [max(10_000, 2 * length)]
     for _ in range(stages):
         primes.append(unused_above(primes[-1]))
+    used.update(prime + room for prime in primes[1:] for room in rooms)
     return Marks(tuple(primes[1:]), None if rows is None else unused_above(max(100, rows)), length, rooms)
 
 

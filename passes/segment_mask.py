@@ -12,7 +12,7 @@ from ..kernels.segment_attention import inside
 from ..parts import Segment
 from ..selectors.sharp.segments import segments
 from .attention import Attention, sdpa_arguments
-from .decoder import Decoder
+from .decoder import Decoder, find_entering
 from .emit import Emitter
 from .errors import CannotPrune
 from .nodes import example_tensor
@@ -53,7 +53,7 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
         assert attention is not None and attention.masked is not None
         with emit.before(attention.masked):
             if own is None:
-                own = emit(_segments(segment), frame, decoder.entering(0))
+                own = emit(_segments(segment), frame, find_entering(decoder, 0))
             if attention.mask is None:
                 _run_in_segments(attention, own)
                 continue

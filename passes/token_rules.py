@@ -37,6 +37,20 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
+class Axis:
+    """What an axis holds, by its size: rows, tokens and copies of each token (heads, experts), in some order.
+
+    ``tokens`` is the length of the tokens, None where there are none; ``room`` is for how many more. ``copies`` is what
+    remains of the size.
+    """
+
+    tokens: int | None
+    copies: int
+    rows: bool
+    room: int = 0
+
+
+@dataclass(frozen=True)
 class Marks:
     """The prime lengths that mark the axes: one for tokens at each stage of pruning, one for the batch.
 
@@ -49,24 +63,25 @@ class Marks:
     full: int
     rooms: tuple[int, ...] = ()
 
-    def token(self, size: int) -> int | None:
-        """The token length that divides `size`, or that `size` is with room behind it; else None."""
-        each = size // self.batch if self.batch and size % self.batch == 0 else size
-        roomy = (size, each)
-        return next(
-            (prime for prime in self.tokens if size % prime == 0 or any(one - prime in self.rooms for one in roomy)),
-            None,
-        )
+    def read(self, size: int) -> Axis:
+        """What is in an axis of this size."""
+        rows = bool(self.batch and size % self.batch == 0)
+        others = size // self.batch if self.batch and rows else size
+        for prime in self.tokens:
+            if others % prime == 0:
+                return Axis(prime, others // prime, rows)
+            if others - prime in self.rooms:
+                return Axis(prime, 1, rows, others - prime)
+        return Axis(None, others, rows)
 
-    def of(self, size: int) -> tuple[int | None, bool]:
-        """What is in an axis of this size: the length of its tokens, if any, and whether there are rows."""
-        return self.token(size), bool(self.batch and size % self.batch == 0)
+    def token(self, size: int) -> int | None:
+        """The length of the tokens in an axis of this size; None where it holds none."""
+        return self.read(size).tokens
 
     def layouts(self, shape: Iterable[int]) -> set[tuple[tuple[int, int], ...]]:
         """Where tokens and rows may lie in memory order: sorted pairs of (prime, stride in elements).
 
-        An axis may merge rows, tokens and copies of each token (heads, experts) in several ways: rows are outside
-        of tokens, copies anywhere.
+        An axis may merge what it holds in several ways: rows are outside of tokens, copies anywhere.
         """
         found: list[tuple[tuple[int, int], ...]] = [()]
         stride = 1
@@ -76,25 +91,19 @@ class Marks:
         return {tuple(sorted(pairs)) for pairs in found}
 
     def _layouts_of_axis(self, size: int, stride: int) -> list[tuple[tuple[int, int], ...]]:
-        prime = self.token(size)
-        if prime and size - prime in self.rooms:
-            return [((prime, stride),)]
-        if prime and size % prime:
-            assert self.batch is not None
-            return [((prime, stride), (self.batch, stride * size // self.batch))]
-        others = size // prime if prime else size
-        rows = self.batch if self.batch and others % self.batch == 0 else None
-        copies = others // rows if rows else others
-        if not prime:
-            return [((rows, stride * inside),) for inside in _divisors(copies)] if rows else [()]
-        tokens = [(inside, (prime, stride * inside)) for inside in _divisors(copies)]
-        if not rows:
-            return [(of_tokens,) for _, of_tokens in tokens]
-        return [
-            (of_tokens, (rows, stride * inside * prime * between))
-            for inside, of_tokens in tokens
-            for between in _divisors(copies // inside)
-        ]
+        axis = self.read(size)
+        if not axis.tokens and not axis.rows:
+            return [()]
+        found: list[tuple[tuple[int, int], ...]] = []
+        for inside in _divisors(axis.copies):
+            tokens = ((axis.tokens, stride * inside),) if axis.tokens else ()
+            if not axis.rows or self.batch is None:
+                found.append(tokens)
+                continue
+            length = axis.tokens + axis.room if axis.tokens else 1
+            between = _divisors(axis.copies // inside) if axis.tokens else [1]
+            found += [(*tokens, (self.batch, stride * inside * length * each)) for each in between]
+        return found
 
 
 def _divisors(number: int) -> list[int]:
