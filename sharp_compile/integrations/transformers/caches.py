@@ -14,18 +14,31 @@ from torch import Tensor
 
 def install() -> None:
     """Has masks be made for all positions that were seen, and a static cache that was cut be reset to full length."""
+    from transformers import masking_utils
     from transformers.cache_utils import Cache, StaticLayer
 
-    query_offset, mask_sizes, reset = Cache.get_query_offset, Cache.get_mask_sizes, Cache.reset
+    preprocess, reset = masking_utils._preprocess_mask_arguments, Cache.reset
 
-    def offset_of_all_seen(self: Any, layer_idx: int = 0) -> Any:
-        return query_offset(self, layer_idx) + _lost(self, layer_idx)
-
-    def sizes_of_all_seen(self: Any, query_length: int, layer_idx: int) -> tuple[int, int]:
-        length, offset = mask_sizes(self, query_length, layer_idx)
+    def preprocess_for_all_seen(
+        config: Any,
+        inputs_embeds: Any,
+        attention_mask: Any,
+        past_key_values: Any,
+        position_ids: Any,
+        layer_idx: int | None,
+        encoder_hidden_states: Any = None,
+    ) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = preprocess(
+            config, inputs_embeds, attention_mask, past_key_values, position_ids, layer_idx, encoder_hidden_states
+        )
+        done, mask, packed, queries, keys, query_offset, key_offset = found
+        if done or layer_idx is None or not isinstance(past_key_values, Cache):
+            return found
+        lost = _lost(past_key_values, layer_idx)
         # A static layer says how long it was made, whatever it is now.
-        is_static = layer_idx < len(self.layers) and isinstance(self.layers[layer_idx], StaticLayer)
-        return length if is_static else length + _lost(self, layer_idx), offset
+        if layer_idx >= len(past_key_values.layers) or not isinstance(past_key_values.layers[layer_idx], StaticLayer):
+            keys = keys + lost
+        return done, mask, packed, queries, keys, query_offset + lost, key_offset
 
     def reset_to_full_length(self: Any) -> None:
         static = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]
@@ -35,13 +48,15 @@ def install() -> None:
             # The next prefill makes all buffers anew, as the first did.
             layer.is_initialized = False
 
-    Cache.get_query_offset = offset_of_all_seen  # type: ignore[method-assign]
-    Cache.get_mask_sizes = sizes_of_all_seen  # type: ignore[method-assign]
+    masking_utils._preprocess_mask_arguments = preprocess_for_all_seen
     Cache.reset = reset_to_full_length  # type: ignore[method-assign]
 
 
 def _lost(cache: Any, place: int) -> int:
-    """How many positions fewer than were seen a layer of a cache holds, or has room for."""
+    """How many positions fewer than were seen a layer of a cache holds, or has room for, between two calls.
+
+    During a call the layers that ran already hold its positions too, and the others not yet.
+    """
     from transformers.cache_utils import DynamicLayer, StaticLayer
 
     layer = cache.layers[place] if place < len(cache.layers) else None
