@@ -1,8 +1,8 @@
 """Finds the attention nodes of a Dynamo graph, whatever form they were written in.
 
-Two forms are known: one fused ``scaled_dot_product_attention`` node, and the "eager" chain
-``matmul -> scale -> add mask -> softmax -> matmul``. Both become an `Attention`, so that no later
-pass has to know which of the two a model uses.
+Three forms are known: one fused ``scaled_dot_product_attention`` node, a ``flex_attention`` node, and the "eager"
+chain ``matmul -> scale -> add mask -> softmax -> matmul``. All become an `Attention`, so that no later pass has to
+know which of them a model uses.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Attention:
 
 def find_attention(graph: Graph) -> list[Attention]:
     """All attentions of `graph`, in the order of their nodes."""
-    found = (_fused(node) or _eager(node) for node in graph.nodes)
+    found = (_fused(node) or _flex(node) or _eager(node) for node in graph.nodes)
     return [attention for attention in found if attention is not None]
 
 
@@ -75,6 +75,22 @@ def _fused(node: Node) -> Attention | None:
     given = sdpa_arguments(node.args, node.kwargs)
     mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
     return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal, node)
+
+
+def sees_in_order(node: Node) -> bool:
+    """Whether the block mask of a flex_attention depends on the positions of its queries and keys."""
+    owner, mask_fn = node.graph.owning_module, arguments(node)[4][-1]
+    module = getattr(owner, mask_fn.target)
+    _, _, query, key = module.graph.find_nodes(op="placeholder")[:4]
+    return bool(query.users and key.users)
+
+
+def _flex(node: Node) -> Attention | None:
+    """Its mask is shown by `passes.flex_attention`; until then it counts as causal where positions matter."""
+    if node.target is not torch.ops.higher_order.flex_attention:
+        return None
+    query, key, _, _, _, scale, *_ = arguments(node)
+    return Attention(query, key, None, scale, node, sees_in_order(node), node)
 
 
 def _eager(node: Node) -> Attention | None:

@@ -18,6 +18,7 @@ from typing import Any
 import networkx as nx
 import sympy
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, Node
 
 from .attention import Attention, find_attention
@@ -56,7 +57,8 @@ class Decoder:
 def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     """The decoder that reads `embeddings`, or None where no attention of the graph does.
 
-    Raises `CannotPrune` where one does that has a form of attention which is known, but not supported.
+    Raises `CannotPrune` where the graph begins in the middle of it, or where an operator that looks like an attention
+    is not a known one.
     """
     flow = data_flow(graph, embeddings)
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -70,11 +72,7 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
         and (attention.causal or attention.mask is not None)
     ]
     if not attentions:
-        if any(node.target is torch.ops.higher_order.flex_attention for node in flow):
-            raise CannotPrune(
-                "the decoder uses flex_attention, whose block masks can't be shortened yet; load the model with "
-                'attn_implementation="sdpa"'
-            )
+        _check_unknown(flow, length)
         return None
     layers, inside = _layers(attentions, flow, order)
     return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
@@ -101,6 +99,23 @@ def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
         if node.op != "output" and node is not source and _holds_tensor(node):
             flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
     return flow
+
+
+def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
+    """Raises `CannotPrune` where queries, keys and values go into an operator of its own, such as FlashAttention."""
+    for node in flow:
+        name = str(node.target)
+        values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
+        sequences = [shape for shape in values if len(shape) == 4 and length in map(expression, shape[1:3])]
+        if (
+            isinstance(node.target, OpOverload | OpOverloadPacket)
+            and not name.startswith("aten.")
+            and len(sequences) >= 3
+        ):
+            raise CannotPrune(
+                f"the decoder attends by {name}, which is not known; load the model with "
+                'attn_implementation="sdpa", "eager" or "flex_attention"'
+            )
 
 
 def _holds_tensor(node: Node) -> bool:

@@ -1,6 +1,6 @@
 """The way of a graph: find, prove, then rewrite.
 
-Two passes first write the graph in a form that shows more, with the same results; then all that can be read is found
+Three passes first write the graph in a form that shows more, with the same results; then all that can be read is found
 and proven, and the rewriting behind it does what was planned. Whoever declines leaves the caller's own graph untouched:
 all of this happens in a copy.
 """
@@ -21,6 +21,7 @@ from .cuts import place_cuts
 from .decoder import check_whole, find_decoder
 from .emit import Emitter
 from .errors import CannotPrune
+from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
 from .functional import make_functional
 from .injection import Injection
@@ -82,6 +83,7 @@ def prune(
     emit = Emitter(module, trace)
     make_functional(module.graph, injection.embeddings)
     buffers = follow_length(emit, injection.embeddings)
+    flex = read_as_fused(emit, injection.embeddings)
     decoder = find_decoder(module.graph, injection.embeddings)
     assert decoder is not None
     check_whole(decoder, ended)
@@ -134,6 +136,7 @@ def prune(
         all_scores.append(scores)
         shrinker.enter(positions, pruned)
     _return_also(module.graph, shrinker.stages[-1].original, all_scores[0], text)
+    write_back(emit, flex)
     module.graph.lint()
     module.recompile()
     lengths = {

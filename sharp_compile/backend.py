@@ -29,6 +29,7 @@ from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune
+from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
 from .passes.injection import Injection, find_injections
 from .passes.nodes import arguments, example, is_hidden_states
@@ -242,6 +243,8 @@ class LinkedGraph:
 
     def _compile(self, module: GraphModule) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
+        module = copy_of(module)
+        make_traceable(module)
         inner = functools.partial(_inner, config=self.config)
         return torch.compile(module, backend=inner, dynamic=True if symbolic else None)
 

@@ -1,6 +1,6 @@
 """Ways to generate that go beyond one greedy answer, compared with the hooked eager model.
 
-Sampling, beams, eager attention, rows with videos of different lengths, a second user turn on the same cache,
+Sampling, beams, eager and flex attention, rows with videos of different lengths, a second user turn on the same cache,
 and a prefill that is compiled before decoding that is not. A compiled model is used for one after the other,
 as users do, which also makes its graphs dynamic.
 """
@@ -100,6 +100,17 @@ def test_one_way_after_the_other(name, rows, subtests):
 def test_eager_attention(name, subtests):
     """Matmul, softmax, matmul instead of one attention node, and a mask at every step, padding or not."""
     model, fast = prepare(name, attn_implementation="eager")
+    for rows, arguments in ROWS.items():
+        with subtests.test(rows):
+            compare_second_turn(model, fast, ARCHITECTURES[name].inputs(model, **arguments))
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
+def test_flex_attention(name, subtests):
+    """Block masks at the kept positions, and of the last keys while decoding; the oracle has dense ones."""
+    model = shared_model(name, layers=LAYERS)
+    fast = ARCHITECTURES[name].build(layers=LAYERS, attn_implementation="flex_attention")
+    fast.compile(backend="sharp", options=OPTIONS)
     for rows, arguments in ROWS.items():
         with subtests.test(rows):
             compare_second_turn(model, fast, ARCHITECTURES[name].inputs(model, **arguments))

@@ -48,9 +48,13 @@ class Layer(nn.Module):
                 scores = scores + mask
             out = torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), many[1])
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=groups > 1)
+            out = self.attend(q, k, v, mask)
         hidden = hidden + self.o(out.transpose(1, 2).reshape(rows, length, self.heads * self.head_dim))
         return hidden + self.down(F.gelu(self.up(F.layer_norm(hidden, hidden.shape[-1:])))), k
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        groups = self.heads // self.kv_heads
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=groups > 1)
 
 
 class Toy(nn.Module):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 def install() -> None:
@@ -41,6 +42,17 @@ def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:
         is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if is_mask and attention_mask.shape[-1] > key.shape[-2]:
             attention_mask = attention_mask[..., -key.shape[-2] :]
+        elif isinstance(attention_mask, BlockMask) and attention_mask.shape[-1] > key.shape[-2]:
+            attention_mask = _last_columns(attention_mask, key.shape[-2])
         return attention(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attend
+
+
+def _last_columns(mask: BlockMask, columns: int) -> BlockMask:
+    """The block mask of the last `columns` keys of `mask` ``[B, 1, Q, K]``."""
+    rows, heads, queries, keys = mask.shape
+    first = keys - columns
+    return create_block_mask(
+        lambda b, h, q, k: mask.mask_mod(b, h, q, k + first), rows, heads, queries, columns, mask.kv_indices.device
+    )

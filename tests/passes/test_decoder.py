@@ -1,0 +1,34 @@
+"""What a decoder attends by."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharp_compile import CannotPrune
+from tests.toy import Layer, Toy, toy_inputs
+
+
+@torch.library.custom_op("tests::attend", mutates_args=())
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+@attend.register_fake
+def _(q, k, v):
+    return torch.empty_like(q)
+
+
+class Own(Layer):
+    """Attends by an operator of its own, as FlashAttention does."""
+
+    def attend(self, q, k, v, mask):
+        return attend(q, k, v)
+
+
+def test_an_attention_that_is_not_known_is_named():
+    model = Toy().requires_grad_(False)
+    model.layers = nn.ModuleList(Own(16, 4, 2, 8, False) for _ in range(3)).requires_grad_(False)
+    options = {"inner": "eager", "on_skip": "raise"}
+    with pytest.raises(CannotPrune, match=r"attends by tests.attend.default, which is not known; load the model with"):
+        torch.compile(model, backend="sharp", options=options)(**toy_inputs())
