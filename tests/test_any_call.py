@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import warnings
 from copy import deepcopy
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, note, reject, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 from torch.testing import assert_close
 from transformers import StaticCache
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 import sharp_compile
 from tests import oracle
@@ -115,4 +118,6 @@ def test_any_call(examples):
             warnings.simplefilter("ignore")
             check(**case)
 
-    any_call()
+    # Inductor's flex_attention for the CPU is slow to compile and ends the process in the tower of Mistral 3.
+    with mock.patch.object(WrappedFlexAttention, "__call__", lambda self: flex_attention):
+        any_call()

@@ -42,8 +42,11 @@ OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("random", "
 IDENTITY = {"retention": 1.0}
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-# The decoder of Qwen2.5-VL is Qwen2-VL's; the other two are in a quarter of the matrix of all architectures each day.
+# The decoder of Qwen2.5-VL is Qwen2-VL's.
+every_architecture = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "qwen2_5_vl")) for name in ARCHITECTURES]
+)
+# Those that are slow are in a quarter of the matrix of all architectures each day.
 every_kind = pytest.mark.parametrize(
     "name",
     ["llava_onevision", "qwen2_vl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("internvl", "video_llama_3"))],
@@ -134,9 +137,13 @@ def test_generate(name, rows, subtests):
 
 @pytest.mark.parametrize(
     "name, inner",
-    [(name, "eager") for name in ARCHITECTURES]
-    + [pytest.param(name, "inductor", marks=pytest.mark.slow) for name in ("qwen2_vl", "internvl")]
-    + [("llava_onevision", "inductor")],
+    [("llava_onevision", "inductor"), ("qwen2_vl", "eager"), ("internvl", "eager")]
+    + [
+        pytest.param(name, inner, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+        for inner in ("eager", "inductor")
+        if (name, inner) not in (("llava_onevision", "inductor"), ("qwen2_vl", "eager"), ("internvl", "eager"))
+    ],
 )
 def test_through_the_public_interface(name, inner):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
@@ -177,7 +184,7 @@ def test_other_lengths_after_the_first(name):
 
 
 @linked_and_not
-@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_dynamic_said_beforehand(name, dynamic):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, _ = prepare(name)

@@ -75,7 +75,7 @@ def compare_second_turn(model, fast, inputs):
 
 
 @every_kind
-@pytest.mark.parametrize("rows", ["one row", "left-padded"])
+@pytest.mark.parametrize("rows", [pytest.param("one row", marks=pytest.mark.slow), "left-padded"])
 def test_one_way_after_the_other(name, rows, subtests):
     model, fast = prepare(name)
     inputs = ARCHITECTURES[name].inputs(model, **ROWS[rows])
@@ -144,7 +144,9 @@ def prefill_then_generate(model, prefill, inputs):
     return output.logits, generate(model, turn | {"past_key_values": output.past_key_values})
 
 
-@pytest.mark.parametrize(("name", "attention"), [("llava_onevision", "sdpa"), ("qwen2_vl", "eager")])
+@pytest.mark.parametrize(
+    ("name", "attention"), [("llava_onevision", "sdpa"), pytest.param("qwen2_vl", "eager", marks=pytest.mark.slow)]
+)
 def test_decoding_eagerly_after_a_compiled_prefill(name, attention, subtests):
     model = shared_model(name, layers=LAYERS, attn_implementation=attention)
     copy = deepcopy(model)
