@@ -26,7 +26,7 @@ class Injection:
     ``embeddings`` is the node ``[B, S, C]`` that holds text and visual features, after the last injection.
     ``masks`` are the nodes ``[B, S, 1 or C]`` that say where, ``features`` the nodes whose elements, in
     rows of C, were put there: one each for images and videos that come in one prompt. ``frame`` is the node
-    ``[B, S]`` int64 of the frame of each token, -1 outside, where an earlier graph found that out.
+    ``[B, S]`` int64 of the frame of each token that an earlier graph injected, -1 outside.
     """
 
     embeddings: Node
@@ -35,17 +35,26 @@ class Injection:
     frame: Node | None = None
 
 
-def find_injections(graph: Graph) -> list[Injection]:
-    """All injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it."""
-    found: dict[Node, Injection] = {}
+def find_injections(graph: Graph, earlier: Injection | None = None) -> list[Injection]:
+    """All injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it.
+
+    So are those into embeddings in which an `earlier` graph injected features already.
+    """
+    found = {} if earlier is None else {earlier.embeddings: earlier}
     for node in graph.nodes:
         if is_masked_scatter(node) and is_hidden_states(node):
             into, mask, features = _scatter_arguments(node)
             if into.target in _EMPTY:
                 continue
             before = found.pop(into, Injection(into, (), ()))
-            found[node] = Injection(node, (*before.masks, mask), (*before.features, features))
+            found[node] = Injection(node, (*before.masks, mask), (*before.features, features), before.frame)
     return list(found.values())
+
+
+def injects_into_input(graph: Graph) -> bool:
+    """Whether features are injected into embeddings that come in from outside, and may hold others already."""
+    scatters = [node for node in graph.nodes if is_masked_scatter(node) and is_hidden_states(node)]
+    return any(_scatter_arguments(node)[0].op == "placeholder" for node in scatters)
 
 
 def is_masked_scatter(node: Node) -> bool:

@@ -31,7 +31,7 @@ from .passes.emit import Emitter
 from .passes.errors import CannotPrune
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
-from .passes.injection import Injection, find_injections
+from .passes.injection import Injection, find_injections, injects_into_input
 from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune
 from .passes.select import visual_mask
@@ -79,18 +79,18 @@ def sharp(
 
 def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     linked = links.find(inputs)
-    if linked is None and find_injections(module.graph):
+    injects = bool(find_injections(module.graph))
+    if injects and not injects_into_input(module.graph):
         return _compile_injecting(module, inputs, config)
-    linked = linked or said.find(inputs)
-    made = report.add(GraphReport(False, "no visual tokens are injected in this graph"))
-    if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
-        return _inner(module, inputs, config)
-    graph = LinkedGraph(module, config, made)
-    if linked is None:
-        graph.look_for_pixels(inputs)
-        graph.unpruned = _inner(module, inputs, config)
-    elif graph.prepare(*linked, inputs) is None:
-        graph.unpruned = _inner(module, inputs, config)
+    made = GraphReport(False, "no visual tokens are injected in this graph")
+    if not injects:
+        linked = linked or said.find(inputs)
+        report.add(made)
+        if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
+            return _inner(module, inputs, config)
+    graph = LinkedGraph(module, config, made, injects)
+    if linked is None or graph.prepare(*linked) is None:
+        graph.compile_unlinked(inputs)
     return graph
 
 
@@ -102,7 +102,11 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
         attempts = (prune(copy, injection, config, _ended(module)) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
         if pruned is None:
-            return _compile_publishing(copy, injections[-1], inputs, config)
+            made = GraphReport(False, "")
+            compile_copy = functools.partial(_inner, inputs=inputs, config=config)
+            compiled = _compile_publishing(Emitter(copy, trace=True), injections[-1], config, made, compile_copy)
+            report.add(made)
+            return compiled
     except CannotPrune as reason:
         made = report.add(GraphReport(False, str(reason)))
         _skip(made, config)
@@ -115,8 +119,15 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
     return _returning_kept(_inner(copy, inputs, config), made)
 
 
-def _compile_publishing(copy: GraphModule, injection: Injection, inputs: Sequence[Any], config: Config) -> Compiled:
+def _compile_publishing(
+    emit: Emitter,
+    injection: Injection,
+    config: Config,
+    made: GraphReport,
+    compile_copy: Callable[[GraphModule], Compiled],
+) -> Compiled:
     """A graph that injects features and has no decoder: its run says where they are in what it returns."""
+    copy = emit.module
     output = copy.graph.output_node()
     outputs = list(arguments(output)[0])
     if injection.embeddings not in outputs:
@@ -125,15 +136,14 @@ def _compile_publishing(copy: GraphModule, injection: Injection, inputs: Sequenc
             "as they are: the graph that reads them can't be told where they are"
         )
     place = outputs.index(injection.embeddings)
-    emit = Emitter(copy, trace=True)
     with emit.before(output):
         frames = find_frames(injection, None, config.tokens_per_frame, emit)
         is_visual = emit(visual_mask, *injection.masks)
         told = [emit_frames(emit, frames, injection, is_visual), injected_elements(emit, injection)]
     output.args = ((*outputs, *told),)
     copy.recompile()
-    made = report.add(GraphReport(False, "visual features are injected in this graph, a later one has the decoder"))
-    compiled = _inner(copy, inputs, config)
+    made.reason = "visual features are injected in this graph, a later one has the decoder"
+    compiled = compile_copy(copy)
 
     def never_read() -> None:
         made.reason = (
@@ -159,32 +169,45 @@ class LinkedGraph:
     and Dynamo compiles it in its own right, with guards on all of them. The same graph without visual tokens
     runs unpruned; that too is compiled when it is first needed.
 
+    It may inject features itself, into what an earlier graph did (videos after images): then it is pruned for both, or
+    hands both on.
+
     Attributes:
-        unpruned: the graph as it is, compiled.
+        unlinked: the graph for inputs without visual tokens, compiled.
+        linked: for each input that held some, the graph for these; None where it can't be pruned.
+        takes_over: whether visual tokens are pruned here, handed on, or known to stay.
     """
 
-    def __init__(self, module: GraphModule, config: Config, made: GraphReport) -> None:
-        self.module, self.config, self.report = module, config, made
-        self.unpruned: Compiled | None = None
-        self.pruned: dict[int, Compiled | None] = {}
-        self.has_decoder = False
+    def __init__(self, module: GraphModule, config: Config, made: GraphReport, injects: bool) -> None:
+        self.module, self.config, self.report, self.injects = module, config, made, injects
+        self.unlinked: Compiled | None = None
+        self.linked: dict[int, Compiled | None] = {}
+        self.takes_over = False
         self.said_missed = False
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
-        linked = links.find(args) or said.find(args)
+        linked = links.find(args) or (None if self.injects else said.find(args))
         if linked is not None:
             place, link = linked
-            compiled = self.prepare(place, link, args)
+            compiled = self.prepare(place, link)
             if compiled is not None:
                 elements = carrier(link.elements, link.frame)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
-                return compiled(*args, link.frame, elements)
+                results = compiled(*args, link.frame, elements)
+                if self.report.pruned:
+                    self._describe()
+                return results
         else:
             self.look_for_pixels(args)
-        if self.unpruned is None:
-            self.unpruned = self._compile(self.module)
-        return self.unpruned(*args)
+        if self.unlinked is None:
+            self.unlinked = self._compile(self.module, _compile_injecting if self.injects else _inner)
+        return self.unlinked(*args)
+
+    def compile_unlinked(self, inputs: Sequence[Any]) -> None:
+        """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
+        self.look_for_pixels(inputs)
+        self.unlinked = (_compile_injecting if self.injects else _inner)(self.module, inputs, self.config)
 
     @functools.cached_property
     def may_be_missed(self) -> bool:
@@ -193,7 +216,7 @@ class LinkedGraph:
 
     def look_for_pixels(self, inputs: Sequence[Any]) -> None:
         """Says once that a decoder is called with visual features of which no graph told."""
-        if not self.said_missed and prompt.is_prompt_with_pixels(inputs) and self.may_be_missed:
+        if not self.said_missed and not self.injects and prompt.is_prompt_with_pixels(inputs) and self.may_be_missed:
             self.said_missed = True
             self.report.reason = (
                 "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "
@@ -201,23 +224,23 @@ class LinkedGraph:
             )
             _skip(self.report, self.config, may_raise=False)
 
-    def prepare(self, place: int, link: Link, inputs: Sequence[Any]) -> Compiled | None:
+    def prepare(self, place: int, link: Link) -> Compiled | None:
         """The graph pruned for embeddings in input `place`; None where it has no decoder or can't be.
 
         Raises:
             CannotPrune: where it can't be, with ``on_skip="raise"``.
         """
-        if place not in self.pruned:
+        if place not in self.linked:
+            if self.injects and not self.linked:
+                report.add(self.report)
             try:
-                self.pruned[place] = self._prune(place)
+                self.linked[place] = self._prune(place)
             except CannotPrune as reason:
-                self.pruned[place], self.has_decoder, link.read = None, True, True
+                self.linked[place], self.takes_over, link.read = None, True, True
                 self.report.reason = str(reason)
                 _skip(self.report, self.config)
-        link.read = link.read or self.has_decoder
-        if self.pruned[place] is not None:
-            self._describe(inputs[place], link)
-        return self.pruned[place]
+        link.read = link.read or self.takes_over
+        return self.linked[place]
 
     def _prune(self, place: int) -> Compiled | None:
         copy = copy_of(self.module)
@@ -229,11 +252,16 @@ class LinkedGraph:
         with emit.before(frame.next):
             mask = emit(_in_a_frame, frame)
         injection = Injection(placeholders[place], (mask,), (elements,), frame)
+        earlier = injection
+        injection = next(each for each in find_injections(copy.graph, earlier) if mask in each.masks)
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
+        if pruned is None and injection is not earlier:
+            self.takes_over = True
+            return _compile_publishing(emit, injection, self.config, self.report, self._compile)
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None
-        self.has_decoder = True
+        self.takes_over = True
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
         self.report.layer = pruned.layer
         how = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
@@ -241,17 +269,19 @@ class LinkedGraph:
         _log_graphs(self.report, self.module, copy)
         return _returning_kept(self._compile(copy), self.report)
 
-    def _compile(self, module: GraphModule) -> Compiled:
+    def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
         module = copy_of(module)
         make_traceable(module)
-        inner = functools.partial(_inner, config=self.config)
+        inner = functools.partial(compile_traced or _inner, config=self.config)
         return torch.compile(module, backend=inner, dynamic=True if symbolic else None)
 
-    def _describe(self, embeddings: Tensor, link: Link) -> None:
-        """Reports the lengths of this call."""
-        rows, length, channels = embeddings.shape
-        visual = link.elements // (rows * channels)
+    def _describe(self) -> None:
+        """Reports the lengths of the last call."""
+        scores = self.report.scores
+        assert scores is not None
+        rows, length = scores.shape
+        visual = int((~scores.isnan()).sum()) // rows
         kept = self.config.cuts[-1].kept(visual)
         self.report.sequence_length, self.report.visual_tokens = length, visual
         self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept

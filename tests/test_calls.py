@@ -186,7 +186,6 @@ def test_several_videos_in_one_prompt(name):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a graph that is told of one injection does not look for its own")
 @pytest.mark.parametrize("order", ["image first", "video first"])
 def test_an_image_and_a_video_in_one_prompt(order):
     """Features are injected twice."""

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import sharp_compile
 from sharp_compile import CannotPrune
+from sharp_compile.report import latest_kept
 from tests.toy import Toy, pruned, toy_inputs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -25,6 +26,29 @@ class Broken(Toy):
         torch._dynamo.graph_break()
         hidden = self.between(hidden)
         cos, sin, mask = self.positions(hidden, attention_mask)
+        for number, layer in enumerate(self.layers):
+            hidden, _ = layer(hidden, cos, sin, mask)
+            if cut is not None and number in cut:
+                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
+        return self.head(hidden)
+
+
+class Twice(Broken):
+    """Injects images in one graph and a video in the next, which may have the decoder."""
+
+    def __init__(self, breaks_again):
+        super().__init__()
+        self.breaks_again = breaks_again
+
+    def forward(self, ids, features, images=None, cut=None):
+        hidden = self.embed(ids)
+        if images is not None:
+            hidden = hidden.masked_scatter((ids == 48).unsqueeze(-1).expand_as(hidden), images)
+        torch._dynamo.graph_break()
+        hidden = hidden.masked_scatter((ids == 49).unsqueeze(-1).expand_as(hidden), features)
+        if self.breaks_again:
+            torch._dynamo.graph_break()
+        cos, sin, mask = self.positions(hidden, None)
         for number, layer in enumerate(self.layers):
             hidden, _ = layer(hidden, cos, sin, mask)
             if cut is not None and number in cut:
@@ -55,6 +79,28 @@ def test_the_decoder_is_pruned(inner, selector):
     assert (report.sequence_length, report.pruned_length) == (29, 14)
     assert (report.visual_tokens, report.kept_tokens) == (20, 5)
     assert [report.pruned for report in sharp_compile.reports()] == [False, True]
+
+
+@pytest.mark.parametrize("breaks_again", [True, False])
+@pytest.mark.parametrize("order", [[True, False], [False, True]])
+def test_images_and_videos_are_injected_by_two_graphs(breaks_again, order):
+    """All of them are visual tokens, whichever call comes first: with images, or without."""
+    model = Twice(breaks_again)
+    fast = compiled(model, selector="uniform")
+    for has_images in order:
+        inputs = toy_inputs()
+        inputs["ids"].masked_fill_(inputs["ids"] == 48, 47)
+        if has_images:
+            images = torch.full((1, 8), 48)
+            inputs["ids"] = torch.cat([inputs["ids"][:, :1], images, inputs["ids"][:, 1:]], 1)
+            inputs["images"] = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+        actual, kept = fast(**inputs), latest_kept()
+        is_visual = (inputs["ids"] >= 48).gather(1, kept)
+        assert is_visual.sum() == (7 if has_images else 5)
+        assert_close(actual, model(**inputs, cut={1: kept}), **CLOSE)
+        if has_images:
+            lengths = [(r.sequence_length, r.visual_tokens, r.kept_tokens) for r in sharp_compile.reports() if r.pruned]
+            assert (34, 28, 7) in lengths
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
