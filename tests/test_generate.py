@@ -105,7 +105,7 @@ def test_eager_attention(name, subtests):
             compare_second_turn(model, fast, ARCHITECTURES[name].inputs(model, **arguments))
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("internvl", marks=pytest.mark.slow)])
 def test_flex_attention(name, subtests):
     """Block masks at the kept positions, and of the last keys while decoding; the oracle has dense ones."""
     model = shared_model(name, layers=LAYERS)
