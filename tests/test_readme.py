@@ -18,7 +18,7 @@ def commands(path):
 def test_ci_runs_the_two_commands_of_the_readme_to_the_letter():
     demo, tests = commands("README.md")
     assert demo.endswith("sharp-compile demo")
-    assert tests.endswith("pytest -n 2")
+    assert tests.endswith("pytest -n 2 --dist worksteal")
     assert commands(".ci/run") == [demo, tests]
 
 
