@@ -48,12 +48,15 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
         if layer + 1 < len(decoder.layers) and again is not None and layer < again:
             layer = again
             remarks.append(f"layer={cut.layer} moved to {layer}, the last after which visual features are added again")
-        first = decoder.attention_from(layer if needs_attention else 0)
-        if first is None:
-            raise CannotPrune(f"no decoder layer from layer={cut.layer} on has attention, by which to score the tokens")
-        if layer + 1 < len(decoder.layers) and layer < first:
-            remarks.append(f"layer={cut.layer} moved to {first}, the next that has attention")
-            layer = first
+        if layer + 1 < len(decoder.layers):
+            first = decoder.attention_from(layer if needs_attention else 0)
+            if first is None:
+                raise CannotPrune(
+                    f"no decoder layer from layer={cut.layer} on has attention, by which to score the tokens"
+                )
+            if layer < first:
+                remarks.append(f"layer={cut.layer} moved to {first}, the next that has attention")
+                layer = first
         if layer + 1 >= len(decoder.layers):
             moved = "" if layer == cut.layer else f" ({remarks[-1]})"
             raise CannotPrune(
