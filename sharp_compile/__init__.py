@@ -14,7 +14,7 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
-from .integrations.transformers.prompt import tell_visual_tokens
+from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
 from .said import visual_tokens
@@ -42,7 +42,8 @@ def compile(model: Model, **options: object) -> Model:
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
-    graph shows it.
+    graph shows it. And where a model has a `generate` of its own, which may call its language model past `forward`,
+    that is compiled too.
 
     Args:
         model: a module.
@@ -56,5 +57,6 @@ def compile(model: Model, **options: object) -> Model:
     """
     Config.parse(options)
     model.compile(backend="sharp", options=options)
+    compile_own_generate(model, options)
     tell_visual_tokens(model)
     return model

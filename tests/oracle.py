@@ -26,7 +26,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -36,6 +36,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers.cache_utils import DummyLayer, StaticLayer
 from transformers.modeling_utils import AttentionInterface
 
@@ -268,8 +269,15 @@ def prune(
                 handles.append(module.register_forward_hook(pruner.leave_projection))
             if type(module).__name__ == "Inkling2RelativeLogits":
                 handles.append(module.register_forward_hook(pruner.relative_logits(index)))
+    watched = pruner.watch(AttentionInterface.get_interface)
+    patches = [mock.patch.object(AttentionInterface, "get_interface", watched)]
+    if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
+        handles.append(model.language_model.register_forward_pre_hook(pruner.begin_part(model), with_kwargs=True))
+        patches.append(mock.patch.object(model, "generate", pruner.remember_prompt(model.generate)))
     try:
-        with mock.patch.object(AttentionInterface, "get_interface", pruner.watch(AttentionInterface.get_interface)):
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
             yield pruner.run
     finally:
         pruner.undo()
@@ -296,6 +304,7 @@ class Pruner:
         self.run = Run()
         # Of the running call
         self.begun = self.prefill = self.entered_whole = False
+        self.prompt = torch.empty(0)  # the ids [B, S] that a `generate` of the model's own was given
         self.visual = self.padding = torch.empty(0)  # [B, S]
         self.due: list[tuple[int, float]] = []  # the cuts to come
         self.last_addition = -1  # the last layer after which visual features are added
@@ -329,6 +338,23 @@ class Pruner:
             for index, count in enumerate(self.dropped):
                 if count:
                     self.restore[index] = pretend_longer(cache.layers[index], count)
+
+    def remember_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        def remembering(*args: Any, **kwargs: Any) -> Any:
+            self.prompt = kwargs["input_ids"]
+            return generate(*args, **kwargs)
+
+        return remembering
+
+    def begin_part(self, model: nn.Module) -> Callable[..., None]:
+        """At the start of a call of the language model that a `generate` of the model's own makes."""
+
+        def begin(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if not self.begun:
+                ids = kwargs.get("input_ids")
+                self.begin(model, args, kwargs | {"input_ids": self.prompt if ids is None else ids})
+
+        return begin
 
     def enter_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """DeepStack: features are added after the first layers, as many as there are sets of them."""

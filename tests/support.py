@@ -58,6 +58,11 @@ def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor, inputs: Inp
     assert_close(actual[real], expected[real], **TOLERANCE)
 
 
+def cache_of(output: Any) -> Any:
+    """The cache, which InstructBLIP-Video leaves in its language model's outputs."""
+    return getattr(output, "language_model_outputs", output).past_key_values
+
+
 def assert_same_cache(actual: Any, expected: Any, inputs: Inputs, new: int | None = None) -> None:
     """Equal lengths, and equal keys and values of every layer wherever a row has no padding, and equal states.
 

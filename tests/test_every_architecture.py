@@ -21,7 +21,7 @@ import torch
 import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
-from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, forward, generate
+from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, cache_of, forward, generate
 from tests.table import CALLS
 
 OPTIONS = {"inner": "eager", "retention": 0.25}
@@ -39,8 +39,6 @@ DECLINED = {
 INJECT_EAGERLY = ("molmo2", "ovis2")
 # These fail in transformers itself, without any compiler.
 FAILS_IN_TRANSFORMERS = {("inkling2", "static cache")}
-# `generate` of these never calls the model's `forward`, which is what is compiled.
-GENERATES_OTHERWISE = ("instructblipvideo",)
 
 
 def cases():
@@ -49,7 +47,7 @@ def cases():
     for number, (name, (place, call), (row, rows)) in enumerate(
         product(ALL_ARCHITECTURES, enumerate(CALLS), enumerate(ROWS))
     ):
-        if (name, call) in FAILS_IN_TRANSFORMERS or (name in GENERATES_OTHERWISE and call != "forward"):
+        if (name, call) in FAILS_IN_TRANSFORMERS:
             continue
         selector = SELECTORS[(number // 6 + place + row) % 2]
         # Counted so that a day has calls and rows of every kind.
@@ -87,8 +85,7 @@ def test_pruned_or_declined(name, call, rows, selector, record_property):
         record_property("outcome", (name, call, rows, "pruned", report.reason))
     if call == "forward":
         assert_same_logits(actual.logits, expected.logits, inputs)
-        if name not in GENERATES_OTHERWISE:
-            assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new=0)
+        assert_same_cache(cache_of(actual), cache_of(expected), inputs, new=0)
     elif call == "generate":
         assert_same_generation(actual, expected, inputs)
     else:

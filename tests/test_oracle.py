@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, ARCHITECTURES, shared_model, text_only, visual_mask
 from tests.architectures.base import TEXT, VOCABULARY
-from tests.support import NEW, TOLERANCE, extended, forward, generate, second_turn
+from tests.support import NEW, TOLERANCE, cache_of, extended, forward, generate, second_turn
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 all_architectures = pytest.mark.parametrize("name", ALL_ARCHITECTURES)
@@ -307,11 +307,6 @@ def padded(name, **overrides):
     """A model, and a batch of two of which one row is padded."""
     model = shared_model(name, **overrides)
     return model, ALL_ARCHITECTURES[name].inputs(model, batch=2, pad=[0, 3])
-
-
-def cache_of(output):
-    """The cache, which instructblipvideo leaves in its language model's outputs."""
-    return getattr(output, "language_model_outputs", output).past_key_values
 
 
 @all_architectures

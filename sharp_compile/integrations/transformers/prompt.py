@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,23 +23,45 @@ _ENCODED = "mm_encoder_outputs"
 
 def tell_visual_tokens(model: torch.nn.Module) -> None:
     """Lets each call of a compiled `model` tell; does nothing to one whose config names no visual tokens."""
-    config = getattr(model, "config", None)
-    ids = [getattr(config, name, None) for name in _PLACEHOLDERS]
-    known = torch.tensor([each for each in ids if isinstance(each, int)])
-    compiled = model._compiled_call_impl
-    parameters = inspect.signature(model.forward)
-    if not len(known) or compiled is None or "input_ids" not in parameters.parameters:
+    if model._compiled_call_impl is not None:
+        model._compiled_call_impl = _telling(model._compiled_call_impl, inspect.signature(model.forward), model)
+
+
+def compile_own_generate(model: torch.nn.Module, options: dict[str, object]) -> None:
+    """Compiles what a `generate` of the model's own may call past its `forward`: the models in it that can generate.
+
+    The prompt's visual tokens are told to them. Nothing is done to a model that generates as all models do.
+    """
+    if "transformers" not in sys.modules:
         return
+    from transformers import GenerationMixin
 
-    @functools.wraps(compiled)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        ids = parameters.bind_partial(*args, **kwargs).arguments.get("input_ids")
+    own = getattr(type(model), "generate", None)
+    if not isinstance(model, GenerationMixin) or own is GenerationMixin.generate:
+        return
+    for part in model.modules():
+        if part is not model and isinstance(part, GenerationMixin):
+            part.compile(backend="sharp", options=options)
+    generating: Any = model  # mypy: a method is replaced
+    generating.generate = _telling(generating.generate, inspect.signature(generating.generate), model)
+
+
+def _telling(call: Callable[..., Any], signature: inspect.Signature, model: torch.nn.Module) -> Callable[..., Any]:
+    """`call`, which takes the prompt's ``input_ids`` by its signature, and tells of visual tokens among them."""
+    ids = [getattr(getattr(model, "config", None), name, None) for name in _PLACEHOLDERS]
+    known = torch.tensor([each for each in ids if isinstance(each, int)])
+    if not len(known) or "input_ids" not in signature.parameters:
+        return call
+
+    @functools.wraps(call)
+    def tell(*args: Any, **kwargs: Any) -> Any:
+        ids = signature.bind_partial(*args, **kwargs).arguments.get("input_ids")
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or torch.compiler.is_compiling():
-            return compiled(*args, **kwargs)
+            return call(*args, **kwargs)
         with visual_tokens(torch.isin(ids, known.to(ids.device))):
-            return compiled(*args, **kwargs)
+            return call(*args, **kwargs)
 
-    model._compiled_call_impl = call
+    return tell
 
 
 def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:

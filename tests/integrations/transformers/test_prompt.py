@@ -1,0 +1,49 @@
+"""What `sharp_compile.compile` does beside compiling: tells of visual tokens, compiles a model's own `generate`."""
+
+from copy import deepcopy
+
+import torch
+
+import sharp_compile
+from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
+from tests.support import forward
+
+
+def compiled(name):
+    return sharp_compile.compile(deepcopy(shared_model(name)), inner="eager", retention=0.25)
+
+
+def test_a_generate_of_the_models_own_compiles_the_parts_that_it_calls():
+    model = compiled("instructblipvideo")
+    assert model.language_model._compiled_call_impl is not None
+    assert model.generate.__wrapped__.__func__ is type(model).generate
+
+
+def test_a_model_that_generates_as_all_do_is_left_alone():
+    model = compiled("llava_onevision")
+    assert "generate" not in vars(model)
+    assert model.model.language_model._compiled_call_impl is None
+
+
+def test_no_model_of_transformers():
+    model = torch.nn.Linear(2, 2)
+    assert sharp_compile.compile(model, inner="eager") is model
+    assert not hasattr(model, "generate")
+
+
+def test_a_call_tells_of_its_own_visual_tokens_only(monkeypatch):
+    """Ids by place or by name, and a call without them tells nothing."""
+    model, told = deepcopy(shared_model("ovis2")), []
+    inputs = ALL_ARCHITECTURES["ovis2"].inputs(model)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: vars(self).update(_compiled_call_impl=see))
+
+    def see(*args, **kwargs):
+        told.append(sharp_compile.said._said.get())
+
+    fast = sharp_compile.compile(model)
+    forward(fast, inputs)
+    fast(inputs["input_ids"])
+    fast(inputs_embeds=torch.zeros(1, 3, 4))
+    by_name, by_place, nothing = told
+    assert by_name.equal(visual_mask(model, inputs)) and by_place.equal(by_name)
+    assert nothing is None
