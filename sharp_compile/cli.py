@@ -88,7 +88,7 @@ def demo(
     except ValueError as error:
         _fail(error)
 
-    from sharp_compile.demo import record
+    from sharp_compile import record
     from sharp_compile.demo.run import CLIP, Request, run
 
     try:

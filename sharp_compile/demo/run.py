@@ -21,7 +21,9 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 import sharp_compile
-from sharp_compile.demo import DemoError, measure, models, picture, record, video
+from sharp_compile import record
+from sharp_compile.demo import DemoError, measure, models, picture, video
+from sharp_compile.demo.row import Row
 from sharp_compile.report import GraphReport
 
 CLIP = Path(__file__).with_name("clip.mp4")
@@ -44,7 +46,7 @@ class Request:
     output: Path
 
 
-def run(request: Request) -> list[record.Row]:
+def run(request: Request) -> list[Row]:
     """Measure all models, print the table and write the picture.
 
     Returns:
@@ -57,7 +59,7 @@ def run(request: Request) -> list[record.Row]:
     _check_compiler()
     clip = video.read(request.video, request.frames)
     sources = list(models.built_in()) if request.model is None else [models.local(request.model)]
-    rows: list[record.Row] = []
+    rows: list[Row] = []
     sections: list[picture.Section] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -84,7 +86,7 @@ def run(request: Request) -> list[record.Row]:
 
 def _one(
     source: models.Source, clip: video.Clip, request: Request, step: Callable[[str], None]
-) -> tuple[list[record.Row], list[picture.Section]]:
+) -> tuple[list[Row], list[picture.Section]]:
     """Return the rows of one model, and its section of the picture if its tokens can be placed on frames."""
     # The models share code, of which Dynamo keeps but a few compiled versions; the last one's are done with.
     torch.compiler.reset()
@@ -133,7 +135,7 @@ def _one(
         limit = flops["inductor"].prefill / flops[name].prefill
         lengths = measure.cache_lengths(outputs[name])
         rows.append(
-            record.Row(
+            Row(
                 name=name,
                 model=source.name,
                 layers=len(lengths),
@@ -165,7 +167,7 @@ def _cut(name: str, reports: Sequence[GraphReport]) -> tuple[int | None, torch.T
 
 
 def _section(
-    case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequence[record.Row]
+    case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequence[Row]
 ) -> list[picture.Section]:
     """Return the model's section of the picture: one, or none if what its tokens stand for isn't known."""
     if case.grid is None:
@@ -186,7 +188,7 @@ def _section(
     ]
 
 
-def _print(rows: Sequence[record.Row], request: Request, frames: int) -> None:
+def _print(rows: Sequence[Row], request: Request, frames: int) -> None:
     """Print the tables for people, with all that is needed to read their numbers."""
     console = Console(markup=False)  # file names may have brackets
     console.print(
@@ -208,7 +210,7 @@ def _print(rows: Sequence[record.Row], request: Request, frames: int) -> None:
         console.print("No picture: it isn't known what part of a frame this model's visual tokens stand for.")
 
 
-def _table(rows: Sequence[record.Row]) -> Table:
+def _table(rows: Sequence[Row]) -> Table:
     """Return the table of one model. It fits into 80 columns, which is what a log has."""
     table = Table(title=rows[0].model, title_justify="left", title_style="bold")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)

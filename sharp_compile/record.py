@@ -7,41 +7,12 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to run one model. Times in seconds; `None` stands for what the demo doesn't measure.
-
-    `flops` and `median_s` are those of the whole prefill, the vision tower included, `decoder_flops` is the
-    part without it. `flop_limit` is the speed-up over Inductor that the FLOPs alone would allow and
-    `fraction_of_limit` how much of it is there. `cache_lengths` has one length for each layer.
-    """
-
-    name: str
-    model: str
-    layers: int
-    sequence_length: int
-    pruned_length: int
-    retention: float
-    layer: int | None
-    median_s: float
-    speedup_vs_inductor: float
-    flops: int
-    flop_limit: float
-    fraction_of_limit: float
-    compile_s: float
-    decoder_flops: int
-    cache_lengths: list[int]
-    picture: str | None
-    peak_bytes: int | None = None
-    passes_s: float | None = None
-    decode_s_per_token: float | None = None
 
 
 def versions() -> dict[str, str]:
@@ -65,8 +36,8 @@ def machine() -> str:
     return "; ".join(parts)
 
 
-def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows, all or nothing."""
+def write_json(path: Path, rows: Sequence[Any]) -> None:
+    """Write the rows, which are dataclass instances, all or nothing."""
     content = {"versions": versions(), "machine": machine(), "rows": [asdict(row) for row in rows]}
     write(path, json.dumps(content, indent=2).encode() + b"\n")
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sharp_compile.demo import record
+from sharp_compile import record
+from sharp_compile.demo.row import Row
 
 BENCH = """name model layers sequence_length pruned_length retention layer median_s speedup_vs_inductor flops
 flop_limit fraction_of_limit peak_bytes compile_s passes_s decode_s_per_token picture"""
@@ -29,7 +30,7 @@ def row(**changes):
         "cache_lengths": [100, 100, 20],
         "picture": "sharp-demo.png",
     }
-    return record.Row(**(values | changes))
+    return Row(**(values | changes))
 
 
 def test_the_file_is_one_object_with_the_rows_of_the_contract(tmp_path):
