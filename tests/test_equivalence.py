@@ -49,7 +49,7 @@ every_architecture = pytest.mark.parametrize(
 # Those that are slow are in a quarter of the matrix of all architectures each day.
 every_kind = pytest.mark.parametrize(
     "name",
-    ["llava_onevision", "qwen2_vl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("internvl", "video_llama_3"))],
+    [n if n in ("llava_onevision", "qwen2_vl") else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],
 )
 # In a bare forward call Qwen2-VL injects the visual features in one graph and decodes in another.
 linked_and_not = pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
@@ -94,7 +94,7 @@ def by_hand(name, model, case, report=None):
     return oracle.prune(model, **case, tokens_per_frame=tokens)
 
 
-@every_architecture
+@every_kind
 @one_row_and_padded
 def test_forward(name, rows, subtests):
     model, copy, inputs = prepare(name, **rows)

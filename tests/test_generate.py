@@ -29,8 +29,10 @@ ROWS = {"one row": {}, "left-padded": {"batch": 2, "pad": [0, 3]}, "padding kept
 
 # The decoder of Qwen2.5-VL is Qwen2-VL's.
 KINDS = {name: architecture for name, architecture in ARCHITECTURES.items() if name != "qwen2_5_vl"}
-slow_kinds = {"internvl": [pytest.mark.slow]}
-every_kind = pytest.mark.parametrize("name", [pytest.param(n, marks=slow_kinds.get(n, [])) for n in KINDS])
+every_kind = pytest.mark.parametrize(
+    "name",
+    [n if n in ("llava_onevision", "qwen2_vl") else pytest.param(n, marks=pytest.mark.slow) for n in KINDS],
+)
 every_ragged_kind = pytest.mark.parametrize("name", [n for n, a in KINDS.items() if a.ragged])
 
 
