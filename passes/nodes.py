@@ -13,6 +13,8 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
+from .sizes import hint
+
 
 def example(argument: Any) -> Any:
     """The value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
@@ -32,6 +34,15 @@ def fake_mode(values: Any) -> FakeTensorMode:
     `detect_fake_mode` would give.
     """
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
+
+
+def stand_in(value: Any, mode: FakeTensorMode) -> Any:
+    """A tensor of `mode` like an example, its symbolic sizes the numbers that it was traced with; or such a number."""
+    if not isinstance(value, Tensor):
+        return hint(value)
+    shape, stride = [hint(size) for size in value.shape], [hint(size) for size in value.stride()]
+    with mode:
+        return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
 
 
 def is_hidden_states(node: Node) -> bool:
@@ -86,3 +97,11 @@ def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     raise NotImplementedError(f"a node of kind {node.op} can't be run")
+
+
+def where(node: Node) -> str:
+    """A node for people: its operator and the line of the model that it came from."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    place = next((line for line in reversed(lines) if line.startswith("File ")), None)
+    return f"{name} ({place})" if place else f"{name}"

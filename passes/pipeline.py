@@ -8,6 +8,7 @@ all of this happens in a copy.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,11 @@ from .nodes import arguments, example, example_tensor
 from .probe import least_tokens, probe
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
-from .select import Tokens, emit_selection, padding_mask, visual_mask
+from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
 from .shrink import Shrinker
 from .sizes import expression
 from .static_cache import follow_length, scored_attention
+from .stream import check_carries_all
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ def prune(
         None if attention is None else find_rotation(decoder, attention, place.hidden)
         for place, attention in zip(places, scored, strict=True)
     ]
+    merging = merges(chosen, scored[0], places[0].hidden, rotations[0])
+    if merging:
+        for place in places:
+            check_carries_all(decoder, place, _name_of(config.selector))
     steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
@@ -132,9 +138,11 @@ def prune(
             if stage > 0 and attention is not None:
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)
-            positions, scores, tokens = emit_selection(emit, attention, hidden, rotation, tokens, chosen, pruned)
+            positions, scores, into, tokens = emit_selection(
+                emit, attention, hidden, rotation, tokens, chosen, pruned, merging
+            )
         all_scores.append(scores)
-        shrinker.enter(positions, pruned)
+        shrinker.enter(positions, pruned, into)
     _return_also(module.graph, shrinker.stages[-1].original, all_scores[0], text)
     write_back(emit, flex)
     module.graph.lint()
@@ -146,6 +154,12 @@ def prune(
         "pruned_length": pruned,
     }
     return Pruned(places[-1].cut.layer, len(decoder.layers), remark, lengths)
+
+
+def _name_of(selector: str | Callable[..., Any]) -> str:
+    """A selector as reasons name it."""
+    name = selector if isinstance(selector, str) else getattr(selector, "__name__", type(selector).__name__)
+    return f"selector={name!r}"
 
 
 def _check_scored(attention: Attention, layer: int) -> None:

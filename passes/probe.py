@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
-from .nodes import example, leaves_of, run, with_leaves, writes_into_first
+from .nodes import example, leaves_of, run, stand_in, where, with_leaves, writes_into_first
 from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
 from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
@@ -189,9 +189,9 @@ class _Probe:
         """The one minimal set of repairs with which `node` runs and gives the shape that it should."""
         target = leaves_of(node)[0]
         if writes_into_first(node) and self._is_side(target) and getattr(example(target), "ndim", None) != 0:
-            raise CannotPrune(f"{_where(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
+            raise CannotPrune(f"{where(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
         if math.prod(map(len, choices)) > _MOST_TRIALS:
-            raise CannotPrune(f"{_where(node)} has too many arguments that may hold a sequence length")
+            raise CannotPrune(f"{where(node)} has too many arguments that may hold a sequence length")
         found: list[tuple[frozenset[int], tuple[_Choice, ...], Any]] = []
         made_after = _is_made_after(node)
         refusal: Exception | None = None
@@ -209,7 +209,7 @@ class _Probe:
                     refusal = error
         if len(found) != 1:
             why = str(refusal).split("\n")[0] if not found else "there are several ways in which the sizes fit"
-            raise CannotPrune(f"{_where(node)} can't be proven right with fewer tokens: {why}")
+            raise CannotPrune(f"{where(node)} can't be proven right with fewer tokens: {why}")
         _, chosen, result = found[0]
         return tuple(choice.repair for choice in chosen), result
 
@@ -312,9 +312,7 @@ class _Probe:
         if node in self.stages or not isinstance(traced, Tensor):
             return self.values[node] if node in self.stages else hint(traced)
         if node not in self.values:
-            shape, stride = [hint(size) for size in traced.shape], [hint(size) for size in traced.stride()]
-            with self.mode:
-                self.values[node] = torch.empty_strided(shape, stride, dtype=traced.dtype, device=traced.device)
+            self.values[node] = stand_in(traced, self.mode)
         return self.values[node]
 
     def _empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -438,11 +436,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{[str(size) for size in value.shape]}"
     return str(value)
-
-
-def _where(node: Node) -> str:
-    """A node for people: its operator and the line of the model that it came from."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
-    place = next((line for line in reversed(lines) if line.startswith("File ")), None)
-    return f"{name} ({place})" if place else f"{name}"

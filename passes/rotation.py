@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .attention import Attention
 from .decoder import Decoder
-from .nodes import example_tensor
+from .nodes import example, example_tensor
 from .sizes import expression
 
 
@@ -19,12 +19,13 @@ from .sizes import expression
 class Rotation:
     """What lies between a key without position and the key that enters the attention.
 
-    ``unrotated`` is the node of the former. ``nodes`` compute the latter from it, in order; none where the
-    layer has no rotary embedding.
+    ``unrotated`` is the node of the former, ``[B, H, S, D]``, or ``[B, S, H, D]`` if ``by_token``. ``nodes`` compute
+    the latter from it, in order; none where the layer has no rotary embedding.
     """
 
     unrotated: Node
     nodes: tuple[Node, ...]
+    by_token: bool = False
 
 
 def find_rotation(decoder: Decoder, attention: Attention, entering: Node) -> Rotation:
@@ -44,12 +45,14 @@ def find_rotation(decoder: Decoder, attention: Attention, entering: Node) -> Rot
         start = parent[start]
         between = sorted(nx.descendants(flow, start), key=order.__getitem__)
         if start is not entering and any(_reads_positions(node, flow, decoder) for node in between):
-            return Rotation(start, tuple(between))
+            value, length = example_tensor(start), example(decoder.embeddings).shape[1]
+            by_token = value is not None and value.ndim == 4 and expression(value.shape[1]) == expression(length)
+            return Rotation(start, tuple(between), by_token)
     return Rotation(attention.key, ())
 
 
 def rotation_module(rotation: Rotation) -> tuple[Callable[..., torch.Tensor], list[Node]]:
-    """The rotation as a function ``(unrotated key, *inputs) -> key``, and the nodes that are its inputs.
+    """The rotation as a function ``(unrotated key, *inputs) -> key`` of ``[B, H, S, D]``, and the nodes of its inputs.
 
     Reads the arguments that the nodes have now, so that a graph that was rewritten gives its new rotation.
     """
@@ -64,12 +67,15 @@ def rotation_module(rotation: Rotation) -> tuple[Callable[..., torch.Tensor], li
     for node in rotation.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[rotation.nodes[-1]] if rotation.nodes else copies[rotation.unrotated])
-    return GraphModule(torch.nn.Module(), graph), inputs
+    module = GraphModule(torch.nn.Module(), graph)
+    if rotation.by_token:
+        return (lambda keys, *others: module(keys.transpose(1, 2), *others)), inputs
+    return module, inputs
 
 
 def _reads_positions(node: Node, flow: nx.DiGraph, decoder: Decoder) -> bool:
     """Whether a node mixes in a tensor of sequence length that is neither hidden states nor a parameter."""
-    length = expression(decoder.embeddings.meta["example_value"].shape[1])
+    length = expression(example(decoder.embeddings).shape[1])
     for parent in node.all_input_nodes:
         value = example_tensor(parent)
         if parent in flow or value is None or isinstance(value, torch.nn.Parameter):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import SymInt, Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 
 from ..kernels.attention_rows import may_see
@@ -16,7 +17,7 @@ from ..selectors import Context, Rule
 from .attention import Attention
 from .emit import Emitter
 from .errors import CannotPrune
-from .nodes import example_tensor
+from .nodes import example, example_tensor, stand_in
 from .rotation import Rotation, rotation_module
 from .sizes import expression
 
@@ -73,6 +74,36 @@ def visual_mask(*masks: Tensor) -> Tensor:
     return whole[0]
 
 
+def merges(rule: Rule, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> bool:
+    """Whether a rule also tells which tokens stand for others. Of a function that shows when it is called.
+
+    It is called on fake tensors of the sizes that the graph was traced with; the arguments are `emit_selection`'s.
+
+    Raises:
+        ValueError: for a function that returns neither scores nor a pair.
+    """
+    if rule.merges is not None:
+        return rule.merges
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def like(value: Any) -> Any:
+        return stand_in(example(value), mode)
+
+    rotate, state, inputs = _layer_state(attention, rotation)
+    entering = like(hidden)
+    rows, length, _ = entering.shape
+    with mode, torch.no_grad():
+        kinds = [
+            torch.empty(rows, length, dtype=dtype, device=entering.device)
+            for dtype in (torch.bool, torch.bool, torch.int64)
+        ]
+        try:
+            result = rule.score(_context(entering, kinds, length, [*map(like, state)], rotate, [*map(like, inputs)]))
+        except Exception:  # whatever a function raises: it is raised again where the function is put into the graph
+            return False
+        return _checked(result, kinds[0])[1] is not None
+
+
 def emit_selection(
     emit: Emitter,
     attention: Attention | None,
@@ -81,7 +112,8 @@ def emit_selection(
     tokens: Tokens,
     rule: Rule,
     kept: int | Node,
-) -> tuple[Node, Node, Tokens]:
+    merging: bool,
+) -> tuple[Node, Node, Node | None, Tokens]:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
@@ -92,55 +124,32 @@ def emit_selection(
         tokens: the kinds of the layer's tokens.
         rule: the selection rule.
         kept: how many tokens a row keeps, a number or the node of one.
+        merging: what `merges` says of the rule.
 
     Returns:
         The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer; that of the scores,
-        ``[B, S]`` float32, NaN where a token is not visual; and the kinds of the kept tokens.
+        ``[B, S]`` float32, NaN where a token is not visual; that of the positions of what stands for each token,
+        ``[B, S]`` int64, None without merging; and the kinds of the kept tokens.
     """
-    rotate: Callable[..., Tensor] | None = None
-    state: list[Any] = [None] * 5
-    rotation_inputs: list[Node] = []
-    if attention is not None and rotation is not None:
-        rotate, rotation_inputs = rotation_module(rotation)
-        state = [attention.query, attention.key, rotation.unrotated, attention.mask, attention.scale]
+    rotate, state, rotation_inputs = _layer_state(attention, rotation)
 
     def select(
-        hidden: Tensor,
-        is_visual: Tensor,
-        is_padding: Tensor,
-        frame: Tensor,
-        kept: int,
-        query: Tensor,
-        key: Tensor,
-        unrotated: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        *others: Any,
+        hidden: Tensor, is_visual: Tensor, is_padding: Tensor, frame: Tensor, kept: int, *others: Any
     ) -> tuple[Tensor, ...]:
-        if mask is not None:
-            # Columns behind the tokens are room in a cache.
-            mask = mask[..., : is_visual.shape[1]]
-        constants, rotation_inputs = others[: len(rule.constants)], others[len(rule.constants) :]
+        kinds = is_visual, is_padding, frame
+        of_layer, others = others[: len(state)], others[len(state) :]
+        constants, inputs = others[: len(rule.constants)], others[len(rule.constants) :]
         with torch.no_grad():
-            context = Context(
-                query,
-                key,
-                unrotated,
-                hidden,
-                is_visual,
-                is_padding,
-                frame,
-                scale,
-                mask,
-                kept,
-                rotate=lambda keys: keys if rotate is None else rotate(keys, *rotation_inputs),
-            )
-            scores = _checked(rule.score(context, *constants), is_visual)
+            context = _context(hidden, kinds, kept, of_layer, rotate, inputs)
+            scores, into = _checked(rule.score(context, *constants), is_visual)
+            if (into is not None) != merging:
+                raise ValueError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, is_visual, is_padding, kept)
-            of_kept = (kind.gather(1, positions) for kind in (is_visual, is_padding, frame))
-            return positions, scores.float().where(is_visual, float("nan")), *of_kept
+            of_kept = (kind.gather(1, positions) for kind in kinds)
+            standing = () if into is None else (_standing(into, is_visual & ~is_padding),)
+            return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing
 
-    positions, scores, *kinds = emit(
+    positions, scores, *others = emit(
         select,
         hidden,
         tokens.is_visual,
@@ -150,13 +159,81 @@ def emit_selection(
         *state,
         *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
-        results=5,
+        results=5 + merging,
     )
-    return positions, scores, Tokens(*kinds)
+    return positions, scores, others[3] if merging else None, Tokens(*others[:3])
 
 
-def _checked(scores: Any, is_visual: Tensor) -> Tensor:
-    if not isinstance(scores, Tensor) or scores.shape != is_visual.shape:
-        got = f"a tensor {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"the selector must return a tensor [B, S] = {list(is_visual.shape)}, it returned {got}")
-    return scores
+def _layer_state(
+    attention: Attention | None, rotation: Rotation | None
+) -> tuple[Callable[..., Tensor], list[Any], list[Node]]:
+    """What a rule may look at of a layer's attention.
+
+    Returns:
+        A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
+        rotation, the mask and the scale, all None without attention; and these nodes.
+    """
+    if attention is None or rotation is None:
+        return lambda keys: keys, [None] * 6, []
+    rotate, inputs = rotation_module(rotation)
+    unrotated = [rotation.unrotated, rotation.by_token]
+    return rotate, [attention.query, attention.key, *unrotated, attention.mask, attention.scale], inputs
+
+
+def _context(
+    hidden: Tensor,
+    kinds: Sequence[Tensor],
+    kept: int,
+    state: Sequence[Any],
+    rotate: Callable[..., Tensor],
+    inputs: Sequence[Any],
+) -> Context:
+    """The context of tensors: those of `Tokens`, and those of `_layer_state`."""
+    is_visual, is_padding, frame = kinds
+    query, key, unrotated, by_token, mask, scale = state
+    if by_token:
+        unrotated = unrotated.transpose(1, 2)
+    if mask is not None:
+        # Columns behind the tokens are room in a cache.
+        mask = mask[..., : hidden.shape[1]]
+    return Context(
+        query,
+        key,
+        unrotated,
+        hidden,
+        is_visual,
+        is_padding,
+        frame,
+        scale,
+        mask,
+        kept,
+        rotate=lambda keys: rotate(keys, *inputs),
+    )
+
+
+def _standing(into: Tensor, may_merge: Tensor) -> Tensor:
+    """`into` ``[B, S]`` where it leads from and to a token that may merge ``[B, S]``; elsewhere its own position."""
+    last = into.shape[1] - 1
+    own = torch.arange(into.shape[1], device=into.device).expand_as(into)
+    there = into.clamp_min(0).clamp_max(last)
+    return into.where(may_merge & may_merge.gather(1, there) & (there == into), own)
+
+
+def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The scores and the representatives that a rule returned, None where it returned scores alone."""
+    shape, is_pair = is_visual.shape, isinstance(result, tuple | list) and len(result) == 2
+    scores, into = result if is_pair else (result, None)
+    into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
+    if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
+        got = " and ".join(map(_told, result)) if is_pair else _told(result)
+        raise ValueError(
+            f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
+            "and the position of what stands for each token, int64 of that shape"
+        )
+    return scores, into
+
+
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"

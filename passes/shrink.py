@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from ..kernels.gather import gather_tokens
 from ..kernels.gather_together import gather_together
+from ..kernels.merge import merge_tokens
 from .emit import Emitter
 from .nodes import example, fake_mode, leaves_of, run, with_leaves
 from .probe import Gather, Length, NodePlan, Recount, Repair
@@ -46,22 +47,31 @@ class Shrinker:
         """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
         return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
 
-    def enter(self, positions: Node, length: int | Node) -> None:
-        """Begins the next stage: gathers its hidden states, and rewrites all nodes of it."""
+    def enter(self, positions: Node, length: int | Node, into: Node | None = None) -> None:
+        """Begins the next stage: gathers its hidden states, and rewrites all nodes of it.
+
+        Args:
+            positions: the tokens that are kept, as in `Stage`.
+            length: how many they are.
+            into: which token of the stage before stands for each, ``[B, S]``; None where tokens are dropped only.
+        """
         before = len(self.stages)
         with self.emit.before(self.first_reader()):
             original = self.emit(_compose, self.stages[-1].original, positions) if before else positions
-            hidden, sides = self._gather_together(positions, original)
+            hidden, sides = self._gather_together(positions, original, into)
         self.stages.append(Stage(positions, original, length, hidden, sides))
         for node, plan in self.plans.items():
             if plan.stage == before + 1:
                 self._rewrite(node, plan)
 
-    def _gather_together(self, positions: Node, original: Node) -> tuple[Node, dict[tuple[Node, Gather], Node]]:
+    def _gather_together(
+        self, positions: Node, original: Node, into: Node | None
+    ) -> tuple[Node, dict[tuple[Node, Gather], Node]]:
         """Gathers the hidden states of the cut, and all side tensors that are there already, in one operator.
 
         Side tensors count in the tokens of the full sequence: at later cuts the hidden states don't, and are
-        gathered apart. Tensors with two token axes (masks) are left to `_gathered`.
+        gathered apart. So are hidden states whose tokens merge. Tensors with two token axes (masks) are left to
+        `_gathered`.
         """
         before, first = len(self.stages), self.first_reader()
         there = set(itertools.takewhile(lambda node: node is not first, self.emit.graph.nodes))
@@ -74,9 +84,16 @@ class Shrinker:
             if repair.stage == 0 and len(repair.axes) == 1 and not repair.merged and not repair.roomy
         ]
         sides = list(dict.fromkeys(sides))
-        of_cut = (self.read(self.cuts[before], before), Gather(before, (1,), 0))
-        calls = [(positions, [of_cut, *sides])] if before == 0 else [(positions, [of_cut]), (original, sides)]
+        cut = self.read(self.cuts[before], before)
+        of_cut = (cut, Gather(before, (1,), 0))
         made: dict[tuple[Node, Gather], Node] = {}
+        if into is not None:
+            made[of_cut] = self.emit(merge_tokens, cut, positions, into)
+            calls = [(original, sides)]
+        elif before == 0:
+            calls = [(positions, [of_cut, *sides])]
+        else:
+            calls = [(positions, [of_cut]), (original, sides)]
         for places, wanted in calls:
             if wanted:
                 take = _taking_together(tuple(_layout(repair) for _, repair in wanted))

@@ -40,7 +40,18 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 """Every option there is, with the value it has when it isn't given."""
 
-SELECTORS = ("sharp", "fastv", "uniform", "random", "diversity")
+SELECTORS = (
+    "sharp",
+    "fastv",
+    "pyramiddrop",
+    "feather",
+    "sparsevlm",
+    "visiondrop",
+    "framefusion",
+    "diversity",
+    "uniform",
+    "random",
+)
 """The selection rules that have a name."""
 
 PARTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
@@ -89,7 +100,7 @@ class Config:
     """
 
     cuts: tuple[Cut, ...]
-    selector: str | Callable[[Any], torch.Tensor]
+    selector: str | Callable[[Any], Any]
     segment: Segment | None
     debias: Debias | None
     dedup: Dedup | None
@@ -198,7 +209,7 @@ def _stages(value: object) -> tuple[Cut, ...]:
     return tuple(Cut(layer, share.numerator, share.denominator) for layer, share in stages)
 
 
-def _selector(value: Any) -> str | Callable[[Any], torch.Tensor]:
+def _selector(value: Any) -> str | Callable[[Any], Any]:
     """Return the name of a rule, or the user's own scoring function."""
     if callable(value) or (isinstance(value, str) and value in SELECTORS):
         return value

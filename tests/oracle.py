@@ -10,6 +10,9 @@ second time, for people to read and for the compiled models to be measured again
 Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention * V). A row with t text
 tokens keeps them all, then n = min(S' - t, its visual tokens) visual tokens, then padding.
 
+A selector may also tell which visual token stands for each visual token. Behind the cut, a kept token's hidden
+state is then the mean of its own and those of the dropped tokens that it stands for.
+
 Between its layers the model goes on to see whole sequences: a layer behind the cut gets what it gets at the
 kept positions only, and its outputs are put back where they come from, among NaNs (that nothing may use).
 So whatever a model does between layers is right without the oracle knowing of it. What leaves the decoder
@@ -64,10 +67,12 @@ class State:
     key: torch.Tensor  # [B, H, L, D], rotated, a key for each query head
     scaling: float
     mask: torch.Tensor | None
+    hidden: torch.Tensor  # [B, L, C]: what enters the layer
     bias: torch.Tensor | None  # [B, H, L, L], added to the logits
     softcap: float | None  # bounds the logits before the mask
     sinks: torch.Tensor | None  # [B, H, L, 1]: one more logit for each query, which takes its share and gives nothing
     projected: torch.Tensor | None  # [B, L, heads * D]: the output of `k_proj`
+    projected_query: torch.Tensor | None  # [B, L, H * D]: the output of `q_proj`
     rotation: Callable[[torch.Tensor], torch.Tensor] | None  # of keys [B, H, L, D]
 
     def logits(self, key: torch.Tensor) -> torch.Tensor:
@@ -93,14 +98,23 @@ class State:
     @property
     def unrotated(self) -> torch.Tensor:
         """The keys before their rotation [B, H, L, D], for architectures where that is all that `k_proj` lacks."""
-        if self.projected is None or self.rotation is None:
-            raise NotImplementedError("no unrotated keys: the attention has no k_proj or no rotary tables")
-        batch, heads, length, size = self.key.shape
-        key = self.projected.view(batch, length, -1, size).transpose(1, 2)
-        key = key.repeat_interleave(heads // key.shape[1], dim=1)
-        if not torch.allclose(self.rotation(key), self.key, atol=1e-5):
-            raise NotImplementedError("no unrotated keys: more than a rotation lies between k_proj and the attention")
-        return key
+        return self.before_rotation(self.projected, self.key)
+
+    @property
+    def query_unrotated(self) -> torch.Tensor:
+        """The queries before their rotation [B, H, L, D], where that is all that `q_proj` lacks."""
+        return self.before_rotation(self.projected_query, self.query)
+
+    def before_rotation(self, projected: torch.Tensor | None, rotated: torch.Tensor) -> torch.Tensor:
+        """What was projected [B, L, heads * D] and became `rotated` [B, H, L, D], one for each head of that."""
+        if projected is None or self.rotation is None:
+            raise NotImplementedError("nothing unrotated: the attention has no projection or no rotary tables")
+        batch, heads, length, size = rotated.shape
+        states = projected.view(batch, length, -1, size).transpose(1, 2)
+        states = states.repeat_interleave(heads // states.shape[1], dim=1)
+        if not torch.allclose(self.rotation(states), rotated, atol=1e-5):
+            raise NotImplementedError("nothing unrotated: more than a rotation lies between projection and attention")
+        return states
 
     def rotate(self, key: torch.Tensor) -> torch.Tensor:
         """The rotation of the positions, of keys like the unrotated ones."""
@@ -118,8 +132,12 @@ class Tokens:
     frame: torch.Tensor  # [B, L]: the number of each visual token's frame in the whole sequence, -1 for others
 
 
-Choose = Callable[[Tokens, list[int]], torch.Tensor]
-"""(tokens, how many visual tokens each row keeps) -> scores [B, L], of which only the visual ones matter."""
+Choose = Callable[[Tokens, list[int]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+"""(tokens, how many visual tokens each row keeps) -> scores [B, L], of which only the visual ones matter.
+
+It may return a pair of the scores and, for each visual token, the position of the visual token that stands for it,
+[B, L]: its own where that is itself.
+"""
 
 
 def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
@@ -135,6 +153,35 @@ def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 def fastv(tokens: Tokens, counts: list[int]) -> torch.Tensor:
     """The attention that the last position pays to each token, mean over heads (arXiv 2403.06764)."""
     return tokens.state().weights()[:, :, -1].mean(1)
+
+
+def feather(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """3 tenths of the tokens as by `uniform`, then attention from the last position without rotation (2412.13180)."""
+    state = tokens.state()
+    scores = 2 * uniform(tokens, [3 * count // 10 for count in counts])
+    for row in range(len(counts)):
+        visual = tokens.visual[row].nonzero().flatten()
+        query, key = state.query_unrotated[row, :, -1], state.unrotated[row][:, visual]
+        logits = torch.stack([each @ keys.mT for each, keys in zip(query, key, strict=True)]) * state.scaling
+        scores[row, visual] += logits.softmax(-1).mean(0)
+    return scores
+
+
+def sparsevlm(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """The attention of the text behind the video that is most like it, mean over its rows and heads (2410.04417)."""
+    state = tokens.state()
+    shares, scores = state.weights().mean(1), []
+    for row in range(len(counts)):
+        text, hidden = text_behind(tokens, row), state.hidden[row]
+        relevance = (hidden[tokens.visual[row]] @ hidden[text].mT).softmax(-1).mean(0)
+        scores.append(shares[row, text[relevance >= relevance.mean()]].mean(0))
+    return torch.stack(scores)
+
+
+def visiondrop(tokens: Tokens, counts: list[int]) -> torch.Tensor:
+    """The attention that each token receives from the visual tokens, mean over them and heads (2506.22283)."""
+    shares = tokens.state().weights().mean(1)
+    return torch.stack([given[visual].mean(0) for given, visual in zip(shares, tokens.visual, strict=True)])
 
 
 def text_attention(tokens: Tokens) -> torch.Tensor:
@@ -161,6 +208,26 @@ def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
         scores = scores + (scores[top, None] * given[top]).sum(0) / 2
         result[row, visual] = greedy(scores, unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
     return result
+
+
+def framefusion(tokens: Tokens, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """FrameFusion (arXiv 2501.01986): what is like the token at its place of the frame before merges with it.
+
+    Tokens that merge rank below all others, the more alike the lower; others by `fastv`.
+    """
+    scores, hidden = fastv(tokens, counts).clone(), tokens.state().hidden
+    into = torch.arange(scores.shape[1]).repeat(len(scores), 1)
+    for row, frame in enumerate(tokens.frame):
+        before: list[int] = []
+        for number in frame[frame >= 0].unique().tolist():
+            here = (frame == number).nonzero().flatten().tolist()
+            for position, other in zip(here, before, strict=False):
+                cosine = torch.cosine_similarity(hidden[row, position], hidden[row, other], dim=0)
+                if cosine > 0.6:
+                    into[row, position] = into[row, other]
+                    scores[row, position] = -cosine
+            before = here
+    return scores, into
 
 
 def greedy(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> torch.Tensor:
@@ -195,7 +262,16 @@ def frames(visual: torch.Tensor, tokens_per_frame: int | None) -> torch.Tensor:
     return result
 
 
-SELECTORS = {"uniform": uniform, "fastv": fastv, "sharp": sharp}
+SELECTORS = {
+    "uniform": uniform,
+    "fastv": fastv,
+    "pyramiddrop": fastv,  # for stages
+    "feather": feather,
+    "sparsevlm": sparsevlm,
+    "visiondrop": visiondrop,
+    "sharp": sharp,
+    "framefusion": framefusion,
+}
 
 
 def pruned_length(length: int, visual: int, retention: float) -> int:
@@ -208,18 +284,46 @@ def keep(tokens: Tokens, length: int, choose: Choose) -> torch.Tensor:
 
     Positions that are equal in that order are taken from the lowest up.
     """
+    return keep_and_merge(tokens, length, choose)[0]
+
+
+def keep_and_merge(tokens: Tokens, length: int, choose: Choose) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The kept positions of `keep`, and what stands for each token [B, L], None where tokens are dropped only."""
     text = ~tokens.visual & ~tokens.padding
     if (text.sum(1) > length).any():
         raise ValueError(f"a row has more text tokens than the {length} positions that are kept")
     counts = torch.minimum(length - text.sum(1), tokens.visual.sum(1)).tolist()
-    scores = choose(tokens, counts)
+    chosen = choose(tokens, counts)
+    scores, into = chosen if isinstance(chosen, tuple) else (chosen, None)
     rows = []
     for row in range(len(text)):
         visual = tokens.visual[row].nonzero().flatten()
         ranked = visual[scores[row, visual].sort(descending=True, stable=True).indices]
         order = torch.cat([text[row].nonzero().flatten(), ranked, tokens.padding[row].nonzero().flatten()])
         rows.append(order[:length].sort().values)
-    return torch.stack(rows)
+    return torch.stack(rows), into
+
+
+def merge(states: torch.Tensor, kept: torch.Tensor, into: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+    """`states` [B, L, C], each of the `kept` [B, L'] the mean of its own and of the dropped ones it stands for.
+
+    `into` [B, L] is read between `visual` tokens [B, L] only.
+    """
+    if states.dim() != 3:
+        raise NotImplementedError("several streams of hidden states")
+    result = states.clone()
+    for row in range(len(states)):
+        for position in kept[row].tolist():
+            given = [
+                other
+                for other in range(states.shape[1])
+                if into[row, other] == position
+                and visual[row, other]
+                and visual[row, position]
+                and other not in kept[row].tolist()
+            ]
+            result[row, position] = states[row, [position, *given]].mean(0)
+    return result
 
 
 @dataclass
@@ -249,7 +353,7 @@ def prune(
 
     `retention`, `layer`, `stages` and `selector` mean what they mean to the backend. Visual tokens in
     one piece are one frame, or frames of `tokens_per_frame`. With `positions`
-    [B, S'] the one cut keeps those instead of choosing. Each of several stages scores what it sees.
+    [B, S'] the one cut keeps those instead of choosing. Each of several stages scores, and merges, what it sees.
     """
     choose = SELECTORS[selector] if isinstance(selector, str) else selector
     decoder = text_model(model)
@@ -265,8 +369,8 @@ def prune(
         for name, module in block.named_modules():
             if name == "self_attn":
                 handles.append(module.register_forward_pre_hook(pruner.enter_attention, with_kwargs=True))
-            if name == "self_attn.k_proj":
-                handles.append(module.register_forward_hook(pruner.leave_projection))
+            if name in ("self_attn.k_proj", "self_attn.q_proj"):
+                handles.append(module.register_forward_hook(pruner.leave_projection(name)))
             if type(module).__name__ == "Inkling2RelativeLogits":
                 handles.append(module.register_forward_hook(pruner.relative_logits(index)))
     watched = pruner.watch(AttentionInterface.get_interface)
@@ -412,24 +516,24 @@ class Pruner:
             arguments = dict(zip(names, args, strict=False)) | kwargs
             if self.prefill:
                 self.entered_whole = self.is_whole(arguments["hidden_states"])
-                self.cut_before(index, arguments)
+                arguments |= self.cut_before(index, arguments)
                 arguments = self.gather_arguments(arguments, index)
             else:
                 if index in self.restore:
                     self.restore.pop(index)()
                 arguments = fit_mask(arguments, block, index)
-            self.seen = {}
+            self.seen = {"hidden": arguments["hidden_states"]}
             return tuple(arguments[name] for name in names[: len(args)]), {name: arguments[name] for name in kwargs}
 
         return hook
 
-    def cut_before(self, index: int, arguments: Mapping[str, Any]) -> None:
-        """Cuts after layer `index - 1`, if a cut is due and that layer serves."""
+    def cut_before(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Cuts after layer `index - 1`, if a cut is due and that layer serves; returns the arguments that change."""
         layer = index - 1
         if not self.due or layer < self.due[0][0] or layer < self.last_addition:
-            return
+            return {}
         if self.choose is not uniform and self.positions is None and "query" not in self.seen:
-            return
+            return {}
         _, retention = self.due.pop(0)
         if self.due and self.due[0][0] <= layer:
             raise NotImplementedError(f"two cuts meet after layer {layer}")
@@ -437,13 +541,18 @@ class Pruner:
             raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
         if arguments.get("shared_kv_states") or arguments.get("prev_topk_indices") is not None:
             raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
-        self.run.kept.append(self.choose_positions(retention))
+        kept, states = self.choose_positions(retention, arguments["hidden_states"])
+        self.run.kept.append(kept)
         self.run.layers.append(layer)
+        return {"hidden_states": states}
 
-    def choose_positions(self, retention: float) -> torch.Tensor:
-        """The positions [B, L'] of the whole sequence that remain of the running one, of length L."""
+    def choose_positions(self, retention: float, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions [B, L'] of the whole sequence that remain of the running one, of length L.
+
+        Also the hidden states [B, S, ...], those that remain merged with others if the selector says so.
+        """
         if self.positions is not None:
-            return self.positions
+            return self.positions, states
         kinds = self.visual, self.padding, frames(self.visual, self.tokens_per_frame)
         if self.run.kept:
             kinds = tuple(kind.gather(1, self.run.kept[-1]) for kind in kinds)
@@ -451,8 +560,12 @@ class Pruner:
         seen = self.seen
         tokens = Tokens(visual, padding, lambda: entering(seen), frame)
         length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
-        chosen = keep(tokens, length, self.choose)
-        return self.run.kept[-1].gather(1, chosen) if self.run.kept else chosen
+        chosen, into = keep_and_merge(tokens, length, self.choose)
+        running = self.run.kept[-1] if self.run.kept else torch.arange(self.visual.shape[1]).expand_as(self.visual)
+        if into is not None:
+            rows = torch.arange(len(running))[:, None]
+            states = states.index_put((rows, running), merge(states[rows, running], chosen, into, visual))
+        return running.gather(1, chosen), states
 
     def gather_arguments(self, arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The arguments of layer `index` at the positions that it sees."""
@@ -501,10 +614,14 @@ class Pruner:
         if self.prefill:
             self.seen["tables"] = kwargs.get("position_embeddings")
 
-    def leave_projection(self, projection: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        """Remembers the keys as the projection gives them [B, L, heads * D]."""
-        if self.prefill:
-            self.seen["projected"] = output
+    def leave_projection(self, name: str) -> Callable:
+        """The hook that remembers keys or queries as the projection `name` gives them [B, L, heads * D]."""
+
+        def hook(projection: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            if self.prefill:
+                self.seen[name] = output
+
+        return hook
 
     def relative_logits(self, index: int) -> Callable:
         """Inkling 2's bias by distance [B, H, L, L], in the prefill: its attention counts the positions itself."""
@@ -529,10 +646,12 @@ def entering(seen: Mapping[str, Any]) -> State:
         key.repeat_interleave(query.shape[1] // key.shape[1], dim=1),
         query.shape[-1] ** -0.5 if seen.get("scaling") is None else seen["scaling"],
         seen["attention_mask"],
+        seen["hidden"],
         seen.get("position_bias"),
         seen.get("softcap"),
         seen.get("sinks"),
-        seen.get("projected"),
+        seen.get("self_attn.k_proj"),
+        seen.get("self_attn.q_proj"),
         (lambda keys: apply(keys, keys, *tables)[1]) if tables is not None and both else None,
     )
 

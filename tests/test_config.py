@@ -120,6 +120,7 @@ def test_a_bad_value_is_refused_by_name_and_value(name, value):
         ({"on-skip": "warn"}, "on-skip='warn'", "on_skip"),
         ({"selector": "fast_v"}, "selector='fast_v'", "fastv"),
         ({"selector": "DIVERSE"}, "selector='DIVERSE'", "diversity"),
+        ({"selector": "SparseVLMs"}, "selector='SparseVLMs'", "sparsevlm"),
         ({"debias": "rotery"}, "debias='rotery'", "rotary"),
         ({"inner": "aoteager"}, "inner='aoteager'", "aot_eager"),
         ({"on_skip": "rise"}, "on_skip='rise'", "raise"),

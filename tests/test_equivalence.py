@@ -39,6 +39,14 @@ MATRIX = [
 ]
 # Selectors that the oracle does not know: the positions come from the report.
 OTHERS = [{"selector": selector, "retention": 0.25} for selector in ("random", "diversity")]
+# Rules of other papers.
+PEERS = [
+    {"selector": "pyramiddrop", "stages": [(0, 0.5), (1, 0.25), (2, 0.125)]},
+    {"selector": "feather", "retention": 0.3, "layer": 1},
+    {"selector": "feather", "stages": [(0, 0.5), (2, 0.3)]},
+    {"selector": "sparsevlm", "retention": 0.25, "layer": 1},
+    {"selector": "visiondrop", "retention": 0.25, "layer": 1},
+]
 IDENTITY = {"retention": 1.0}
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
@@ -223,6 +231,32 @@ def test_several_stages(name):
         expected = generate(model, inputs)
     the_pruned_graph(sharp_compile.reports())
     assert_same_generation(actual, expected, inputs)
+
+
+@pytest.mark.parametrize(
+    "name, dynamic",
+    [
+        ("llava_onevision", True),
+        ("qwen2_vl", False),
+        pytest.param("llava_onevision", False, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", True, marks=pytest.mark.slow),
+    ],
+)
+def test_peers(name, dynamic, subtests):
+    model, copy, _ = prepare(name)
+    backend = ManyOptions(PEERS)
+    fast = torch.compile(copy, backend=backend, dynamic=dynamic)
+    for rows in (ROWS["left-padded"], {"batch": 2, "pad": [2, 0], "frames": 12}):
+        inputs = ARCHITECTURES[name].inputs(model, **rows)
+        for backend.chosen, case in enumerate(PEERS):
+            with subtests.test(**case, rows=rows):
+                actual = forward(fast, inputs)
+                with by_hand(name, model, case) as run:
+                    expected = forward(model, inputs)
+                kept = [report.kept for report in backend.reports() if report.pruned and report.kept is not None]
+                assert any(positions.equal(run.kept[-1]) for positions in kept)
+                assert_same_logits(actual.logits, expected.logits, inputs)
+                assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
 @linked_and_not

@@ -177,6 +177,17 @@ def test_lengths(name):
         )
 
 
+def entering_the_decoder(model, inputs):
+    """The hidden states [B, S, C] and the rotary tables that enter the first layer."""
+    entered = {}
+    hook = oracle.decoder_layers(model)[0].register_forward_pre_hook(
+        lambda _, args, kwargs: entered.update(kwargs, hidden=args[0]), with_kwargs=True
+    )
+    forward(model, inputs)
+    hook.remove()
+    return entered["hidden"], entered["position_embeddings"]
+
+
 @every_architecture
 @pytest.mark.parametrize("stages", [[(1, 0.25)], [(0, 0.5), (2, 0.2), (4, 0.05)]])
 def test_equals_the_decoder_written_out(name, stages):
@@ -187,14 +198,8 @@ def test_equals_the_decoder_written_out(name, stages):
         pruned = forward(model, inputs)
     assert all(set(b[0].tolist()) < set(a[0].tolist()) for a, b in zip(run.kept, run.kept[1:], strict=False))
 
-    entered = {}
     decoder, layers = model.get_decoder(), oracle.decoder_layers(model)
-    hook = layers[0].register_forward_pre_hook(
-        lambda _, args, kwargs: entered.update(kwargs, hidden=args[0]), with_kwargs=True
-    )
-    forward(model, inputs)
-    hook.remove()
-    hidden, tables = entered["hidden"], entered["position_embeddings"]
+    hidden, tables = entering_the_decoder(model, inputs)
     positions = torch.arange(hidden.shape[1])
     kept = dict(zip((layer for layer, _ in stages), run.kept, strict=True))
     with torch.no_grad():
@@ -206,6 +211,49 @@ def test_equals_the_decoder_written_out(name, stages):
                 positions = kept[index][0]
         logits = model.lm_head(decoder.norm(hidden))
     assert_close(pruned.logits, logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize("stages", [[(1, 0.25)], [(0, 0.5), (2, 0.2)]])
+def test_merging_equals_the_decoder_written_out(name, stages):
+    """Each token at an even place of the running sequence stands for the next one, if both are visual."""
+    model = shared_model(name)
+    inputs = ARCHITECTURES[name].inputs(model)
+
+    def evens(tokens, counts):
+        place = torch.arange(tokens.visual.shape[1])[None]
+        return oracle.fastv(tokens, counts) + (place % 4 == 0), place - place % 2
+
+    with oracle.prune(model, stages=stages, selector=evens) as run:
+        merged = forward(model, inputs)
+    decoder, layers = model.get_decoder(), oracle.decoder_layers(model)
+    hidden, tables = entering_the_decoder(model, inputs)
+    positions, visual = torch.arange(hidden.shape[1]), visual_mask(model, inputs)[0]
+    cuts, means = dict(zip((layer for layer, _ in stages), run.kept, strict=True)), 0
+    with torch.no_grad():
+        for index, layer in enumerate(layers):
+            rotary = tuple(table[:, positions] for table in tables)
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
+            if index in cuts:
+                stays = torch.isin(positions, cuts[index][0])
+                states = hidden.clone()
+                for place in range(0, len(positions) - 1, 2):
+                    if stays[place] and not stays[place + 1] and visual[positions[place : place + 2]].all():
+                        states[:, place] = (hidden[:, place] + hidden[:, place + 1]) / 2
+                        means += 1
+                hidden, positions = states[:, stays], positions[stays]
+        logits = model.lm_head(decoder.norm(hidden))
+    assert means > 1
+    assert_close(merged.logits, logits, **TOLERANCE)
+
+
+def test_merge():
+    states = torch.tensor([[[0.0], [1], [2], [3], [40], [5], [60]]])
+    visual = torch.tensor([[False, True, True, True, True, True, True]])
+    into = torch.tensor([[1, 1, 1, 1, 4, 4, 0]])
+    # Text (0) is in no mean, nor stands it for 6. Of the dropped 2, 3, 4 and 6, two stand under a kept one.
+    merged = oracle.merge(states, torch.tensor([[0, 1, 5]]), into, visual)
+    assert merged[0, [0, 1, 5], 0].tolist() == [0, 2, 5]
 
 
 @every_architecture

@@ -16,12 +16,17 @@ from ..config import Config
 from .context import Context
 from .diversity import diversity
 from .fastv import fastv
+from .feather import feather
+from .framefusion import framefusion
+from .pyramiddrop import pyramiddrop
 from .random import random
 from .sharp import sharp
+from .sparsevlm import sparsevlm
 from .uniform import uniform
+from .visiondrop import visiondrop
 
-Score = Callable[..., Tensor]
-"""``(Context, *constants) -> [B, S]``, where the constants are those of the `Rule`."""
+Score = Callable[..., Tensor | tuple[Tensor, Tensor]]
+"""``(Context, *constants) -> [B, S]``, where the constants are those of the `Rule`; or a pair, see `Context`."""
 
 __all__ = ["Context", "Rule", "Score", "rule"]
 
@@ -30,18 +35,20 @@ __all__ = ["Context", "Rule", "Score", "rule"]
 class Rule:
     """A scoring function, and the tensors that it is called with beside the context.
 
-    ``needs_attention`` says that it looks at the context's queries, keys or mask.
+    ``needs_attention`` says that it looks at the context's queries, keys or mask, ``merges`` that it returns a pair;
+    None where only a call can tell.
     """
 
     score: Score
     constants: tuple[Tensor, ...] = ()
     needs_attention: bool = True
+    merges: bool | None = False
 
 
 def rule(config: Config) -> Rule:
     """The rule that `config` asks for, its options bound."""
     if callable(config.selector):
-        return Rule(config.selector)
+        return Rule(config.selector, merges=None)
     if config.selector == "sharp":
         profile = None if config.debias is None else config.debias.profile
         constants = profile.table() if isinstance(profile, Calibration) else ()
@@ -49,8 +56,13 @@ def rule(config: Config) -> Rule:
         return Rule(parts, constants)
     rules = {
         "fastv": Rule(fastv),
+        "pyramiddrop": Rule(pyramiddrop),
+        "feather": Rule(feather),
+        "sparsevlm": Rule(sparsevlm),
+        "visiondrop": Rule(visiondrop),
         "uniform": Rule(uniform, needs_attention=False),
         "random": Rule(functools.partial(random, seed=config.seed), needs_attention=False),
         "diversity": Rule(diversity, needs_attention=False),
+        "framefusion": Rule(framefusion, merges=True),
     }
     return rules[config.selector]

@@ -20,6 +20,12 @@ class Context:
     are read: text is always kept, and padding dropped first. A rule that says that it needs no attention
     may be asked at a layer that has none: there is then nothing in ``query``, the keys and ``mask``.
 
+    A rule may also return a pair of scores and ``into`` ``[B, S]`` int64: the position of the token that stands for
+    each, its own where it stands for itself. Behind the cut the hidden states of a kept token are then the mean of its
+    own and those of the dropped tokens that it stands for, as they leave the layer. A token whose representative is
+    dropped is just dropped, and a kept one is in no mean but its own, so only one step of ``into`` is followed. It is
+    ignored where it leads from or to a token that is not visual.
+
     Attributes:
         query: ``[B, H, S, D]``, after rotary embedding.
         grouped_key: ``[B, Hkv, S, D]``, after rotary embedding, as the graph holds it.
@@ -57,6 +63,22 @@ class Context:
     def key_unrotated(self) -> Tensor:
         """``[B, H, S, D]``: keys before rotary embedding, one for each query head."""
         return self._for_each_head(self.grouped_key_unrotated)
+
+    @property
+    def query_unrotated(self) -> Tensor:
+        """``[B, H, S, D]``: queries before rotary embedding, as what `rotate` gives at their places, undone.
+
+        The transpose of a rotation, whatever numbers it turns together and by which angles, is its inverse. Where the
+        embedding scales too (YaRN, arXiv 2309.00071), queries stay scaled twice: their products with `key_unrotated`
+        are then the layer's own at distance 0.
+        """
+        unrotated = self.grouped_key_unrotated
+        heads, share = self.query.shape[1], self.query.shape[1] // unrotated.shape[1]
+        transposed = torch.func.vjp(lambda keys: self._for_each_head(self.rotate(keys)), unrotated)[1]
+        # The transpose adds up the heads that share a key: each of them is asked for alone.
+        number = torch.arange(heads, device=self.query.device)[:, None, None] % share
+        alone = [transposed(self.query * (number == place))[0] for place in range(share)]
+        return torch.stack(alone, dim=2).flatten(1, 2)
 
     @property
     def budget(self) -> Tensor:

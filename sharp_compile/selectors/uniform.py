@@ -12,9 +12,22 @@ def uniform(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32: 1 for those tokens, 0 for the others.
     """
-    number = ctx.is_visual.cumsum(1) - 1
-    visual = ctx.is_visual.sum(1, keepdim=True)
-    kept = ctx.budget[:, None].clamp_min(1)
-    # The only j that can give this number is the first with j * V >= number * n.
-    j = (number * kept + visual - 1) // visual.clamp_min(1)
-    return (ctx.is_visual & (j < kept) & (j * visual // kept == number)).to(torch.float32)
+    return spread(ctx.is_visual, ctx.budget).to(torch.float32)
+
+
+def spread(is_visual: Tensor, count: Tensor) -> Tensor:
+    """Which visual tokens are number ``floor(j * V / count)`` of the V in their row, for j = 0..count-1.
+
+    Args:
+        is_visual: ``[B, S]`` bool.
+        count: ``[B]`` int64, at most V.
+
+    Returns:
+        ``[B, S]`` bool.
+    """
+    number = is_visual.cumsum(1) - 1
+    visual, count = is_visual.sum(1, keepdim=True), count[:, None]
+    divisor = count.clamp_min(1)
+    # The only j that can give this number is the first with j * V >= number * count.
+    j = (number * divisor + visual - 1) // visual.clamp_min(1)
+    return is_visual & (j < count) & (j * visual // divisor == number)

@@ -1,0 +1,45 @@
+"""How much attention each token receives from all tokens, without the matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .received_attention import received_attention
+
+_CHUNK = 64
+
+
+@torch.library.custom_op("sharp_compile::received_from_all", mutates_args=())
+def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Column sums of a layer's attention probabilities, weighted by row, mean over heads.
+
+    As many products as half of the layer's attention. One operator that takes the rows in chunks, as many as
+    `received_attention` is made for: a graph of any length can't have a loop, and its memory is to grow with the length
+    only.
+
+    Args:
+        query: ``[B, H, S, D]``, after rotary embedding.
+        key: ``[B, Hkv, S, D]``, H a multiple of Hkv (grouped-query attention).
+        weight: ``[B, S]`` float32, what each row counts.
+        mask: boolean (True: may be seen) or additive, broadcastable to ``[B, H, S, S]``; None for causal attention.
+        scale: multiplies the products; None for ``D ** -0.5``.
+
+    Returns:
+        ``[B, S]`` float32.
+    """
+    received = torch.zeros(weight.shape, device=weight.device)
+    position = torch.arange(key.shape[2], device=key.device)
+    for start in range(0, query.shape[2], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        if mask is None:
+            visible = (position <= position[rows, None])[None, None]
+        else:
+            visible = mask if mask.shape[-2] == 1 else mask[..., rows, :]
+        received += received_attention(query[:, :, rows], key, weight[:, rows], visible, scale)
+    return received
+
+
+@received_from_all.register_fake
+def _(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    return torch.empty_like(weight)

@@ -1,0 +1,48 @@
+"""What becomes of the rules of other papers in a graph."""
+
+import pytest
+import torch
+
+import sharp_compile
+from tests.test_linked_graphs import Broken
+from tests.toy import Toy, toy_inputs
+
+PEERS = ["pyramiddrop", "feather", "sparsevlm", "visiondrop"]
+
+
+def kept(model, inputs, **options):
+    """The positions that are kept [B, S'], and their scores [B, S]."""
+    torch._dynamo.reset()
+    sharp_compile.reset()
+    with torch.no_grad():
+        torch.compile(model, backend="sharp", options=options | {"on_skip": "raise"})(**inputs)
+    (report,) = (report for report in sharp_compile.reports() if report.pruned)
+    return report.kept, report.scores
+
+
+# Dynamo traces the rule itself where the graph is `Broken`.
+@pytest.mark.parametrize(
+    "model, selector", [(Toy, "feather"), (Toy, "sparsevlm"), (Broken, "feather"), (Broken, "visiondrop")]
+)
+def test_inductor_keeps_what_eager_mode_keeps(model, selector):
+    inputs = toy_inputs(rows=2, pad=[0, 3])
+    options = {"selector": selector, "retention": 0.25}
+    eager, eager_scores = kept(model(), inputs, inner="eager", **options)
+    inductor, inductor_scores = kept(model(), inputs, inner="inductor", **options)
+    assert inductor.equal(eager)
+    torch.testing.assert_close(inductor_scores, eager_scores, equal_nan=True)
+
+
+@pytest.mark.parametrize("selector", PEERS)
+def test_no_tensor_of_the_graph_has_a_pair_of_lengths(selector):
+    largest = []
+
+    def inner(module, inputs):
+        for node in module.graph.nodes:
+            value = node.meta.get("example_value")
+            if isinstance(value, torch.Tensor) and value.shape.count(1031) > 1:
+                largest.append(node)
+        return module.forward
+
+    kept(Toy(), toy_inputs(visual=1025), selector=selector, inner=inner)
+    assert largest == []
