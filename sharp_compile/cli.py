@@ -38,6 +38,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _check_folders(*paths: Path | None) -> None:
+    """Refuse to start what could not be written."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            _fail(f"{path}: there is no folder {path.absolute().parent}")
+
+
 @app.callback()
 def _options(
     version: Annotated[
@@ -60,7 +67,13 @@ def demo(
     ] = None,
     retention: Annotated[float, typer.Option(help="Share of the visual tokens kept.")] = 0.10,
     layer: Annotated[int, typer.Option(help="The decoder layer after which the others are dropped.")] = 1,
-    selector: Annotated[str, typer.Option(help="What decides: sharp, fastv, uniform, random or diversity.")] = "sharp",
+    selector: Annotated[
+        str,
+        typer.Option(
+            help="What decides: sharp, fastv, pyramiddrop, feather, sparsevlm, visiondrop, framefusion, diversity, "
+            "uniform or random."
+        ),
+    ] = "sharp",
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from the video, at even distances.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 5,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sharp-demo.png"),
@@ -75,9 +88,7 @@ def demo(
     missing = [name for name in ("av", "PIL", "torchvision") if importlib.util.find_spec(name) is None]
     if missing:
         _fail(f"the demo needs {', '.join(missing)}: pip install 'sharp-compile[video]'")
-    for path in (output, json):
-        if path is not None and not path.absolute().parent.is_dir():
-            _fail(f"{path}: there is no folder {path.absolute().parent}")
+    _check_folders(output, json)
 
     from sharp_compile import CannotPrune
     from sharp_compile.config import Config
@@ -96,4 +107,67 @@ def demo(
         if json is not None:
             record.write_json(json, rows)
     except (DemoError, CannotPrune, OSError) as error:
+        _fail(error)
+
+
+@app.command("eval")
+def evaluate(
+    selector: Annotated[
+        list[str], typer.Option(help="Rules to compare, may be repeated; uniform and random are always among them.")
+    ] = ["sharp", "fastv", "diversity"],  # noqa: B006 - typer copies it
+    retention: Annotated[list[float], typer.Option(help="Shares of the visual tokens kept, may be repeated.")] = [  # noqa: B006
+        0.10,
+        0.05,
+    ],
+    layer: Annotated[int, typer.Option(help="The decoder layer after which the others are dropped.")] = 1,
+    world: Annotated[
+        list[str] | None, typer.Option(help="sparse, clutter or crowded, may be repeated.  [default: all]")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=2, help="Questions in each world, each on a video of its own.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of the held-out videos and questions.")] = 0,
+    trained: Annotated[int, typer.Option(help="Which of the trained models: its training seed.")] = 1,
+    inner: Annotated[str, typer.Option(help="The Dynamo backend that compiles the pruned graph.")] = "eager",
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against retention into this PNG file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
+) -> None:
+    """Let a pruned model answer questions about videos: accuracy for every rule and retention.
+
+    Works offline, with a small video language model that comes with the package and rendered videos that its training
+    has not seen.
+    """
+    _check_folders(plot, json)
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        _fail("--plot needs matplotlib: pip install 'sharp-compile[bench]'")
+
+    from sharp_compile.config import Config
+    from sharp_compile.evaluation import MODELS
+    from sharp_compile.evaluation.scenes import WORLDS
+
+    worlds = world or list(WORLDS)
+    for name in worlds:
+        if name not in WORLDS:
+            _fail(f"--world {name}: there are {', '.join(WORLDS)}")
+    there = sorted(int(folder.name.removeprefix("seed-")) for folder in MODELS.glob("seed-*"))
+    if trained not in there:
+        _fail(f"--trained {trained}: there are models of the seeds {', '.join(map(str, there))}")
+    try:
+        for rule in selector:
+            for share in retention:
+                Config.parse({"retention": share, "layer": layer, "selector": rule, "inner": inner})
+    except ValueError as error:
+        _fail(error)
+
+    from sharp_compile import record
+    from sharp_compile.evaluation.grade import NotPruned
+    from sharp_compile.evaluation.run import Request, run
+
+    try:
+        rows = run(Request(trained, worlds, selector, retention, layer, questions, seed, inner))
+        if json is not None:
+            record.write_json(json, rows)
+        if plot is not None:
+            from sharp_compile.evaluation.plot import accuracy_plot
+
+            record.write(plot, accuracy_plot(rows))
+    except (NotPruned, OSError) as error:
         _fail(error)

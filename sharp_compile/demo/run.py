@@ -22,8 +22,10 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import sharp_compile
 from sharp_compile import record
-from sharp_compile.demo import DemoError, measure, models, picture, video
+from sharp_compile.demo import DemoError, answers, measure, models, picture, video
 from sharp_compile.demo.row import Row
+from sharp_compile.evaluation.grade import NotPruned
+from sharp_compile.evaluation.scenes import WORLDS
 from sharp_compile.report import GraphReport
 
 CLIP = Path(__file__).with_name("clip.mp4")
@@ -64,7 +66,8 @@ def run(request: Request) -> list[Row]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         # For each model: load it, count twice, and each way one call more than are timed.
-        steps = len(sources) * (3 + len(_WAYS) * (request.repeats + 1))
+        questions = 0 if request.model else len(WORLDS)
+        steps = len(sources) * (3 + len(_WAYS) * (request.repeats + 1)) + questions
         task = progress.add_task("", total=steps)
         done = itertools.count()
 
@@ -76,11 +79,22 @@ def run(request: Request) -> list[Row]:
             measured, section = _one(source, clip, request, step)
             rows += measured
             sections += section
+        asked, not_asked = [], ""
+        if questions:
+            try:
+                asked = answers.ask(request.retention, request.layer, request.selector, step)
+            except NotPruned as error:  # a cut that this smaller model has no layers for
+                not_asked = f"No questions were asked: {error}"
+        sections += [answer.section() for answer in asked]
     if sections:
         image = io.BytesIO()
         picture.page(sections).save(image, "PNG", optimize=True)
         record.write(request.output, image.getvalue())
     _print(rows, request, len(clip.indices))
+    if asked:
+        _print_questions(asked)
+    if not_asked:
+        Console(markup=False).print(not_asked)
     return rows
 
 
@@ -166,9 +180,7 @@ def _cut(name: str, reports: Sequence[GraphReport]) -> tuple[int | None, torch.T
     raise DemoError(f"{name}: nothing was pruned ({reasons or 'the backend was given no graph'})")
 
 
-def _section(
-    case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequence[Row]
-) -> list[picture.Section]:
+def _section(case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequence[Row]) -> list[picture.Section]:
     """Return the model's section of the picture: one, or none if what its tokens stand for isn't known."""
     if case.grid is None:
         return []
@@ -232,6 +244,21 @@ def _table(rows: Sequence[Row]) -> Table:
             "\n".join(f"{length} x {layers}" for length, layers in lengths),
         )
     return table
+
+
+def _print_questions(asked: Sequence[answers.Answers]) -> None:
+    """Print what a small model answers that was trained to."""
+    table = Table(title="Questions about rendered videos", title_justify="left", title_style="bold")
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    for heading in ("world", "question", "right", "full model", "pruned"):
+        table.add_column(heading, no_wrap=True)
+    for answer in asked:
+        table.add_row(answer.exam.world, answer.question, answer.right, *answer.full.answers, *answer.short.answers)
+    console = Console(markup=False)
+    console.print(table)
+    console.print(
+        "The answers are those of a small model that was trained to answer; `sharp-compile eval` asks it more."
+    )
 
 
 def _check_compiler() -> None:

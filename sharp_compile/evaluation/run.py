@@ -1,0 +1,163 @@
+"""The evaluation from the trained models to the tables, the plot and the JSON file."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sharp_compile import record
+from sharp_compile.integrations.torchvision import make_importable
+
+from . import MODELS
+from .exam import Exam, hold_out
+from .grade import Grade, grade, pruned
+from .rows import Row, row_of
+
+BASELINES = ("uniform", "random")
+"""In every table: random selection is hard to beat."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate: every selector at every retention, in every world, with `questions` each."""
+
+    seed: int  # of the training
+    worlds: Sequence[str]
+    selectors: Sequence[str]
+    retentions: Sequence[float]
+    layer: int
+    questions: int
+    exam_seed: int
+    inner: str
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A trained model in float32, ready to answer, and its tokenizer."""
+    make_importable()
+    model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def run(request: Request) -> list[Row]:
+    """Evaluates and prints the tables.
+
+    Returns:
+        A row for each way to prune in each world, the full model first.
+
+    Raises:
+        NotPruned: if a model runs unpruned that should not.
+        ValueError: for options that the backend refuses.
+    """
+    _hush()
+    ways = [
+        (selector, retention)
+        for retention in request.retentions
+        for selector in dict.fromkeys((*request.selectors, *BASELINES))
+    ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        total = request.questions * len(request.worlds) * (2 + len(ways))
+        task = progress.add_task("", total=total)
+
+        def step(count: int = 1) -> None:
+            progress.advance(task, count)
+
+        def begin(what: str) -> None:
+            progress.update(task, description=what)
+
+        begin("drawing videos")
+        exams = [hold_out(world, request.questions, request.exam_seed, step) for world in request.worlds]
+        begin("the full model")
+        model, tokenizer = load(MODELS / f"seed-{request.seed}")
+        grades = {("none", 1.0): [grade(model, tokenizer, exam, False, step) for exam in exams]}
+        for selector, retention in ways:
+            begin(f"{selector} at {retention:.0%}")
+            options = {"selector": selector, "retention": retention, "layer": request.layer, "inner": request.inner}
+            fast = pruned(model, **options)
+            grades[selector, retention] = [grade(fast, tokenizer, exam, retention < 1, step) for exam in exams]
+    rows = _rows(request, exams, grades)
+    _print(request, rows)
+    return rows
+
+
+def _rows(request: Request, exams: list[Exam], grades: dict[tuple[str, float], list[Grade]]) -> list[Row]:
+    return [
+        row_of(
+            f"seed {request.seed}",
+            exam,
+            selector,
+            retention,
+            None if selector == "none" else request.layer,
+            graded[place],
+            grades["none", 1.0][place],
+            grades["sharp", retention][place] if ("sharp", retention) in grades else None,
+        )
+        for (selector, retention), graded in grades.items()
+        for place, exam in enumerate(exams)
+    ]
+
+
+def _print(request: Request, rows: Sequence[Row]) -> None:
+    console = Console(markup=False)
+    console.print(record.machine())
+    console.print(_summary(request, rows))
+    for retention in request.retentions:
+        console.print(_by_kind(rows, retention))
+    console.print(
+        f"{request.questions} held-out questions a world, each on a video of its own, the same for all rows; "
+        f"accuracy and standard error in percent. The sequence is short behind layer {request.layer}. "
+        "share: mean accuracy over that of the full model."
+    )
+
+
+def _summary(request: Request, rows: Sequence[Row]) -> Table:
+    table = _table(f"Accuracy, model of training seed {request.seed}", "selector", "kept")
+    for heading in (*request.worlds, "mean", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for selector, retention in dict.fromkeys((row.selector, row.retention) for row in rows):
+        of_way = [row for row in rows if (row.selector, row.retention) == (selector, retention)]
+        accuracies = [f"{row.accuracy:.1f} ± {row.stderr:.1f}" for row in of_way]
+        means = [
+            statistics.fmean(values)
+            for values in zip(*((row.accuracy, row.share_of_full) for row in of_way), strict=True)
+        ]
+        table.add_row(selector, f"{retention:.0%}", *accuracies, *(f"{mean:.1f}" for mean in means))
+    return table
+
+
+def _by_kind(rows: Sequence[Row], retention: float) -> Table:
+    """A line for each kind of question, a column for each selector."""
+    table = _table(f"By kind of question, {retention:.0%} kept", "world", "kind")
+    shown = [row for row in rows if row.selector == "none" or row.retention == retention]
+    for selector in dict.fromkeys(row.selector for row in shown):
+        table.add_column("full" if selector == "none" else selector, justify="right", no_wrap=True)
+    for world in dict.fromkeys(row.world for row in shown):
+        of_world = [row for row in shown if row.world == world]
+        for kind in of_world[0].kinds:
+            table.add_row(world, kind, *(f"{row.kinds[kind][0]:.0f}" for row in of_world))
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
+def _hush() -> None:
+    """Dynamo warns of a graph break in transformers' check of the placeholders, which is expected."""
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,60 @@
+"""`sharp-compile eval`: options, tables, the JSON file and the plot."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sharp_compile import cli
+from sharp_compile.evaluation.plot import accuracy_plot
+from sharp_compile.evaluation.rows import Row
+
+CONTRACT = {"selector", "retention", "layer", "accuracy", "stderr", "n", "share_of_full"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)], env={"COLUMNS": "160"})
+
+
+def test_a_small_evaluation(tmp_path):
+    numbers, picture = tmp_path / "numbers.json", tmp_path / "plot.png"
+    result = run(
+        *("--selector", "sharp", "--selector", "fastv", "--retention", "0.1", "--world", "sparse"),
+        *("--questions", 4, "--json", numbers, "--plot", picture),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(numbers.read_text())["rows"]
+    assert [row["selector"] for row in rows] == ["none", "sharp", "fastv", "uniform", "random"]
+    assert all(set(row) >= CONTRACT and row["n"] == 4 for row in rows)
+    assert rows[0]["share_of_full"] == 100 and rows[0]["layer"] is None and rows[1]["layer"] == 1
+    assert "By kind of question, 10% kept" in result.output and "held-out questions" in result.output
+    assert Image.open(picture).size[0] > 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--selector", "shrap"], "'sharp'"),
+        (["--retention", "0"], "retention"),
+        (["--world", "quiet"], "--world quiet: there are sparse, clutter, crowded"),
+        (["--inner", "nothing"], "inner"),
+        (["--trained", "77"], "--trained 77: there are models of the seeds 1"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+        (["--plot", "/nowhere/at/all.png"], "there is no folder /nowhere/at"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_a_plot_has_a_panel_for_each_world():
+    """Of one retention or several, with a full model that nothing was kept of."""
+    rows = [
+        Row("seed 1", world, selector, retention, None if selector == "none" else 1, 50.0, 3.0, 10, 80.0)
+        for world in ("sparse", "crowded")
+        for selector, retention in (("none", 1.0), ("sharp", 0.1), ("sharp", 0.05), ("random", 0.1))
+    ]
+    assert accuracy_plot(rows).startswith(b"\x89PNG")
