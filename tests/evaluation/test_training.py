@@ -22,4 +22,5 @@ def test_a_few_steps(tmp_path):
     model, tokenizer = load(tmp_path / "model")
     assert len(grade(model, tokenizer, hold_out("sparse", 3, 0), False).right) == 3
     history = json.loads((tmp_path / "model" / "training.json").read_text())
-    assert history["seed"] == 3 and [stage["steps"] for stage in history["stages"]] == [1, 1, 1]
+    assert history["seed"] == 3
+    assert {stage["steps"] for stage in history["stages"]} == {1}  # each stage has at least one
