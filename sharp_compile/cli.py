@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -119,18 +120,20 @@ def evaluate(
         0.10,
         0.05,
     ],
-    layer: Annotated[int, typer.Option(help="The decoder layer after which the others are dropped.")] = 1,
+    layer: Annotated[
+        list[int], typer.Option(help="Decoder layers after which the others are dropped, may be repeated.")
+    ] = [1, 0],  # noqa: B006
     world: Annotated[
         list[str] | None, typer.Option(help="sparse, clutter or crowded, may be repeated.  [default: all]")
     ] = None,
-    questions: Annotated[int, typer.Option(min=2, help="Questions in each world, each on a video of its own.")] = 500,
+    questions: Annotated[int, typer.Option(min=2, help="Questions in each world, each on a video of its own.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of the held-out videos and questions.")] = 0,
     trained: Annotated[int, typer.Option(help="Which of the trained models: its training seed.")] = 1,
     inner: Annotated[str, typer.Option(help="The Dynamo backend that compiles the pruned graph.")] = "eager",
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against retention into this PNG file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
 ) -> None:
-    """Let a pruned model answer questions about videos: accuracy for every rule and retention.
+    """Let a pruned model answer questions about videos: accuracy for every rule, retention and layer.
 
     Works offline, with a small video language model that comes with the package and rendered videos that its training
     has not seen.
@@ -151,9 +154,8 @@ def evaluate(
     if trained not in there:
         _fail(f"--trained {trained}: there are models of the seeds {', '.join(map(str, there))}")
     try:
-        for rule in selector:
-            for share in retention:
-                Config.parse({"retention": share, "layer": layer, "selector": rule, "inner": inner})
+        for rule, share, at in product(selector, retention, layer):
+            Config.parse({"retention": share, "layer": at, "selector": rule, "inner": inner})
     except ValueError as error:
         _fail(error)
 

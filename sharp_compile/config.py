@@ -31,7 +31,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "selector": "sharp",
         "segment": "scores",
         "debias": "rotary",
-        "dedup": "keys",
+        "dedup": "hidden",
         "seed": 0,
         "inner": "inductor",
         "inductor": MappingProxyType({}),

@@ -56,11 +56,11 @@ class Dedup:
 
     Attributes:
         threshold: the cosine similarity above which a token is a near copy of another.
-        on: what is compared: the ``"keys"`` of the layer without their positions, or the ``"hidden"`` states.
+        on: what is compared: the ``"hidden"`` states that enter the layer, or its ``"keys"`` without their positions.
     """
 
-    threshold: float = 0.8
-    on: str = "keys"
+    threshold: float = 0.9
+    on: str = "hidden"
 
 
 def parse_segment(value: Any) -> Segment:

@@ -75,13 +75,16 @@ class State:
     projected_query: torch.Tensor | None  # [B, L, H * D]: the output of `q_proj`
     rotation: Callable[[torch.Tensor], torch.Tensor] | None  # of keys [B, H, L, D]
 
-    def logits(self, key: torch.Tensor) -> torch.Tensor:
-        """[B, H, L, L] float32, minus infinity where the mask hides a key."""
+    def products(self, key: torch.Tensor) -> torch.Tensor:
+        """[B, H, L, L] float32: the logits of all queries with all keys, whether they see them or not."""
         scores = self.query.float() @ key.float().mT * self.scaling
         if self.bias is not None:
             scores = scores + self.bias
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def logits(self, key: torch.Tensor) -> torch.Tensor:
+        """[B, H, L, L] float32, minus infinity where the mask hides a key."""
+        scores = self.products(key)
         if self.mask is None:
             return scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
         if self.mask.dtype == torch.bool:
@@ -185,9 +188,22 @@ def visiondrop(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 
 def text_attention(tokens: Tokens) -> torch.Tensor:
-    """The attention that the text behind the video pays to each token, mean over its rows and heads."""
-    shares = tokens.state().weights().mean(1)
-    return torch.stack([shares[row, text_behind(tokens, row)].mean(0) for row in range(len(shares))])
+    """The attention that the mean query of the text behind the video pays to each token, mean over heads.
+
+    It sees what the last position sees.
+    """
+    state = tokens.state()
+    hidden = state.logits(state.key)[:, :, -1].isinf()
+    return of_text(state.products(state.key), tokens).masked_fill(hidden, -torch.inf).softmax(-1).mean(1)
+
+
+def of_text(products: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """[B, H, L]: the mean of products [B, H, L, L] over the text: 0.4 the last position's, 0.6 the mean of others'."""
+    rows = []
+    for row, each in enumerate(products):
+        *others, last = text_behind(tokens, row).tolist()
+        rows.append(0.4 * each[:, last] + 0.6 * each[:, others].mean(1) if others else each[:, last])
+    return torch.stack(rows)
 
 
 def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
@@ -199,14 +215,14 @@ def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
         visual = tokens.visual[row].nonzero().flatten()
         mean = unrotated[row : row + 1, :, visual].mean(2, keepdim=True)
         mean = mean.expand(len(tokens.visual), -1, key.shape[2], -1)
-        content = (state.logits(key) - state.logits(state.rotate(mean)))[row][:, :, visual]
-        scores = content[:, text_behind(tokens, row)].softmax(-1).mean((0, 1))
+        content = of_text(state.products(key) - state.products(state.rotate(mean)), tokens)[row][:, visual]
+        scores = content.softmax(-1).mean(0)
         top = scores.sort(descending=True, stable=True).indices[:16]
         frame = tokens.frame[row]
         hidden = tokens.visual[row] & (frame[visual, None] != frame[None])  # [V, L]: of another segment
         given = state.logits(key)[row][:, visual].masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[:, visual]
         scores = scores + (scores[top, None] * given[top]).sum(0) / 2
-        result[row, visual] = greedy(scores, unrotated[row][:, visual].transpose(0, 1).flatten(1), count)
+        result[row, visual] = greedy(scores, state.hidden[row, visual], count)
     return result
 
 
@@ -236,7 +252,7 @@ def greedy(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> torch.Ten
     chosen: list[int] = []
     skipped: list[int] = []
     for token in scores.sort(descending=True, stable=True).indices.tolist():
-        is_copy = len(chosen) < count and any(unit[token] @ unit[other] > 0.8 for other in chosen)
+        is_copy = len(chosen) < count and any(unit[token] @ unit[other] > 0.9 for other in chosen)
         (skipped if is_copy else chosen).append(token)
     order = torch.tensor([*chosen, *skipped])
     return torch.zeros(len(scores)).scatter(0, order, torch.arange(len(scores), 0, -1.0))

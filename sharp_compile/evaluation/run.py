@@ -6,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,19 @@ from .rows import Row, row_of
 BASELINES = ("uniform", "random")
 """In every table: random selection is hard to beat."""
 
+Grades = dict[tuple[int | None, float, str], list[Grade]]
+"""(layer, retention, selector) -> a grade for each world; of the full model, layer None and retention 1."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: every selector at every retention, in every world, with `questions` each."""
+    """What to evaluate: every selector at every layer and retention, in every world, with `questions` each."""
 
     seed: int  # of the training
     worlds: Sequence[str]
     selectors: Sequence[str]
     retentions: Sequence[float]
-    layer: int
+    layers: Sequence[int]
     questions: int
     exam_seed: int
     inner: str
@@ -60,11 +64,8 @@ def run(request: Request) -> list[Row]:
         ValueError: for options that the backend refuses.
     """
     _hush()
-    ways = [
-        (selector, retention)
-        for retention in request.retentions
-        for selector in dict.fromkeys((*request.selectors, *BASELINES))
-    ]
+    selectors = dict.fromkeys((*request.selectors, *BASELINES))
+    ways = list(product(dict.fromkeys(request.layers), dict.fromkeys(request.retentions), selectors))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         total = request.questions * len(request.worlds) * (2 + len(ways))
@@ -80,30 +81,29 @@ def run(request: Request) -> list[Row]:
         exams = [hold_out(world, request.questions, request.exam_seed, step) for world in request.worlds]
         begin("the full model")
         model, tokenizer = load(MODELS / f"seed-{request.seed}")
-        grades = {("none", 1.0): [grade(model, tokenizer, exam, False, step) for exam in exams]}
-        for selector, retention in ways:
-            begin(f"{selector} at {retention:.0%}")
-            options = {"selector": selector, "retention": retention, "layer": request.layer, "inner": request.inner}
-            fast = pruned(model, **options)
-            grades[selector, retention] = [grade(fast, tokenizer, exam, retention < 1, step) for exam in exams]
+        grades: Grades = {(None, 1.0, "none"): [grade(model, tokenizer, exam, False, step) for exam in exams]}
+        for layer, retention, selector in ways:
+            begin(f"{selector} at {retention:.0%}, layer {layer}")
+            fast = pruned(model, selector=selector, retention=retention, layer=layer, inner=request.inner)
+            grades[layer, retention, selector] = [grade(fast, tokenizer, exam, retention < 1, step) for exam in exams]
     rows = _rows(request, exams, grades)
     _print(request, rows)
     return rows
 
 
-def _rows(request: Request, exams: list[Exam], grades: dict[tuple[str, float], list[Grade]]) -> list[Row]:
+def _rows(request: Request, exams: list[Exam], grades: Grades) -> list[Row]:
     return [
         row_of(
             f"seed {request.seed}",
             exam,
             selector,
             retention,
-            None if selector == "none" else request.layer,
+            layer,
             graded[place],
-            grades["none", 1.0][place],
-            grades["sharp", retention][place] if ("sharp", retention) in grades else None,
+            grades[None, 1.0, "none"][place],
+            grades[layer, retention, "sharp"][place] if (layer, retention, "sharp") in grades else None,
         )
-        for (selector, retention), graded in grades.items()
+        for (layer, retention, selector), graded in grades.items()
         for place, exam in enumerate(exams)
     ]
 
@@ -111,18 +111,20 @@ def _rows(request: Request, exams: list[Exam], grades: dict[tuple[str, float], l
 def _print(request: Request, rows: Sequence[Row]) -> None:
     console = Console(markup=False)
     console.print(record.machine())
-    console.print(_summary(request, rows))
-    for retention in request.retentions:
-        console.print(_by_kind(rows, retention))
+    layers = list(dict.fromkeys(row.layer for row in rows if row.layer is not None))
+    for layer in layers:
+        console.print(_summary(request, layer, [row for row in rows if row.layer in (None, layer)]))
+    for layer, retention in product(layers, dict.fromkeys(request.retentions)):
+        shown = [row for row in rows if (row.layer, row.retention) in ((None, 1.0), (layer, retention))]
+        console.print(_by_kind(layer, retention, shown))
     console.print(
         f"{request.questions} held-out questions a world, each on a video of its own, the same for all rows; "
-        f"accuracy and standard error in percent. The sequence is short behind layer {request.layer}. "
-        "share: mean accuracy over that of the full model."
+        "accuracy and standard error in percent. share: mean accuracy over that of the full model."
     )
 
 
-def _summary(request: Request, rows: Sequence[Row]) -> Table:
-    table = _table(f"Accuracy, model of training seed {request.seed}", "selector", "kept")
+def _summary(request: Request, layer: int, rows: Sequence[Row]) -> Table:
+    table = _table(f"Accuracy, model of training seed {request.seed}, cut after layer {layer}", "selector", "kept")
     for heading in (*request.worlds, "mean", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for selector, retention in dict.fromkeys((row.selector, row.retention) for row in rows):
@@ -136,14 +138,13 @@ def _summary(request: Request, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _by_kind(rows: Sequence[Row], retention: float) -> Table:
+def _by_kind(layer: int, retention: float, rows: Sequence[Row]) -> Table:
     """A line for each kind of question, a column for each selector."""
-    table = _table(f"By kind of question, {retention:.0%} kept", "world", "kind")
-    shown = [row for row in rows if row.selector == "none" or row.retention == retention]
-    for selector in dict.fromkeys(row.selector for row in shown):
+    table = _table(f"By kind of question, {retention:.0%} kept after layer {layer}", "world", "kind")
+    for selector in dict.fromkeys(row.selector for row in rows):
         table.add_column("full" if selector == "none" else selector, justify="right", no_wrap=True)
-    for world in dict.fromkeys(row.world for row in shown):
-        of_world = [row for row in shown if row.world == world]
+    for world in dict.fromkeys(row.world for row in rows):
+        of_world = [row for row in rows if row.world == world]
         for kind in of_world[0].kinds:
             table.add_row(world, kind, *(f"{row.kinds[kind][0]:.0f}" for row in of_world))
     return table

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.received_attention import received_attention
 from .context import Context
-from .sharp.text import text_attention, text_rows
+from .sharp.text import text_rows
 
 
 def sparsevlm(ctx: Context) -> Tensor:
@@ -23,9 +24,11 @@ def sparsevlm(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32.
     """
-    rows, weight = text_rows(ctx)
-    raters = _raters(ctx, rows, weight > 0).to(torch.float32)
-    return text_attention(ctx, rows, raters / raters.sum(1, keepdim=True))
+    rows, is_text = text_rows(ctx)
+    raters = _raters(ctx, rows, is_text).to(torch.float32)
+    weight = raters / raters.sum(1, keepdim=True)
+    query = ctx.query.index_select(2, rows)
+    return received_attention(query, ctx.grouped_key, weight, ctx.mask_of(rows), ctx.scale)
 
 
 def _raters(ctx: Context, rows: Tensor, is_text: Tensor) -> Tensor:

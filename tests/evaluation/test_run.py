@@ -1,6 +1,8 @@
 """`sharp-compile eval`: options, tables, the JSON file and the plot."""
 
+import io
 import json
+from itertools import product
 
 import pytest
 from PIL import Image
@@ -21,14 +23,16 @@ def test_a_small_evaluation(tmp_path):
     numbers, picture = tmp_path / "numbers.json", tmp_path / "plot.png"
     result = run(
         *("--selector", "sharp", "--selector", "fastv", "--retention", "0.1", "--world", "sparse"),
-        *("--questions", 4, "--json", numbers, "--plot", picture),
+        *("--layer", 1, "--layer", 0, "--questions", 4, "--json", numbers, "--plot", picture),
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(numbers.read_text())["rows"]
-    assert [row["selector"] for row in rows] == ["none", "sharp", "fastv", "uniform", "random"]
+    ways = [(row["layer"], row["selector"]) for row in rows]
+    assert ways == [(None, "none"), *product([1, 0], ["sharp", "fastv", "uniform", "random"])]
     assert all(set(row) >= CONTRACT and row["n"] == 4 for row in rows)
-    assert rows[0]["share_of_full"] == 100 and rows[0]["layer"] is None and rows[1]["layer"] == 1
-    assert "By kind of question, 10% kept" in result.output and "held-out questions" in result.output
+    assert rows[0]["share_of_full"] == 100
+    assert all(f"By kind of question, 10% kept after layer {layer}" in result.output for layer in (0, 1))
+    assert "held-out questions" in result.output
     assert Image.open(picture).size[0] > 400
 
 
@@ -50,11 +54,14 @@ def test_bad_options_are_refused_before_anything_runs(arguments, message):
     assert message in result.stderr
 
 
-def test_a_plot_has_a_panel_for_each_world():
+def test_a_plot_has_a_panel_for_each_world_and_layer():
     """Of one retention or several, with a full model that nothing was kept of."""
+    ways = [(None, "none", 1.0), (1, "sharp", 0.1), (1, "sharp", 0.05), (0, "sharp", 0.1), (0, "random", 0.1)]
     rows = [
-        Row("seed 1", world, selector, retention, None if selector == "none" else 1, 50.0, 3.0, 10, 80.0)
+        Row("seed 1", world, selector, retention, layer, 50.0, 3.0, 10, 80.0)
         for world in ("sparse", "crowded")
-        for selector, retention in (("none", 1.0), ("sharp", 0.1), ("sharp", 0.05), ("random", 0.1))
+        for layer, selector, retention in ways
     ]
-    assert accuracy_plot(rows).startswith(b"\x89PNG")
+    wide, high = Image.open(io.BytesIO(accuracy_plot(rows))).size
+    one_wide, one_high = Image.open(io.BytesIO(accuracy_plot(rows[:3]))).size
+    assert wide > 1.5 * one_wide and high > 1.5 * one_high

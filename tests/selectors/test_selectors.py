@@ -57,22 +57,23 @@ def test_fastv_is_the_last_row():
     assert_close(rule(selector="fastv")(ctx), scores)
 
 
+def attention_of(ctx, weights):
+    """``[B, S]``: attention by the mean query of the positions that `weights` has weights of."""
+    query = sum(weight * ctx.query[:, :, row] for row, weight in weights.items())
+    return (query[:, :, None] @ ctx.key.transpose(-1, -2) / 2).softmax(-1).mean((1, 2))
+
+
 def test_sharp_reads_every_text_row_behind_the_video():
     ctx = context()
-    causal = torch.full((12, 12), float("-inf")).triu(1)
-    attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
-    expected = attention[:, :, 8:].mean((1, 2))
+    expected = attention_of(ctx, {8: 0.2, 9: 0.2, 10: 0.2, 11: 0.4})
     assert_close(rule(selector="sharp", segment=None, debias=None, dedup=None)(ctx), expected)
 
 
-def test_sharp_ignores_text_rows_that_are_padding():
-    ctx = context()
-    padding = torch.zeros_like(ctx.is_padding)
-    padding[:, 8:10] = True
-    causal = torch.full((12, 12), float("-inf")).triu(1)
-    attention = (ctx.query @ ctx.key.transpose(-1, -2) / 2 + causal).softmax(-1)
-    scores = rule(selector="sharp", segment=None, debias=None, dedup=None)(context(is_padding=padding))
-    assert_close(scores, attention[:, :, 10:].mean((1, 2)))
+@pytest.mark.parametrize("padding, weights", [((8, 9), {10: 0.6, 11: 0.4}), ((8, 9, 10), {11: 1.0})])
+def test_sharp_ignores_text_rows_that_are_padding(padding, weights):
+    ctx = context(is_padding=torch.isin(torch.arange(12), torch.tensor(padding))[None])
+    scores = rule(selector="sharp", segment=None, debias=None, dedup=None)(ctx)
+    assert_close(scores, attention_of(ctx, weights))
 
 
 def test_random_is_uniform():

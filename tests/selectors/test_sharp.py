@@ -68,12 +68,17 @@ def position_logit(ctx, b, h, t, k):
 
 
 def text_attention(ctx, logit, only_visual=False):
-    """``[B, S]``: the mean share that a visual token has of the attention of the text behind the video."""
+    """``[B, S]``: the share that a token has of the attention of the text behind the video, by the mean of logits."""
     scores = torch.zeros(ROWS, LENGTH)
-    for b, h, t in itertools.product(range(ROWS), range(HEADS), range(VISUAL.stop, LENGTH)):
-        seen = [k for k in range(t + 1) if not ctx.is_padding[b, k] and (ctx.is_visual[b, k] or not only_visual)]
-        for k, share in softmax_of({k: logit(ctx, b, h, t, k) for k in seen}).items():
-            scores[b, k] += share / HEADS / (LENGTH - VISUAL.stop)
+    *others, last = range(VISUAL.stop, LENGTH)
+    for b, h in itertools.product(range(ROWS), range(HEADS)):
+        logits = {}
+        for k in range(LENGTH):
+            if not ctx.is_padding[b, k] and (ctx.is_visual[b, k] or not only_visual):
+                of_others = sum(logit(ctx, b, h, t, k) for t in others) / len(others)
+                logits[k] = 0.4 * logit(ctx, b, h, last, k) + 0.6 * of_others
+        for k, share in softmax_of(logits).items():
+            scores[b, k] += share / HEADS
     return scores
 
 
@@ -165,14 +170,17 @@ def test_exact_copies_are_not_both_kept_while_others_are_left(ctx, on):
 
 def test_only_copies_keep_the_right_number_by_score(ctx):
     ctx.grouped_key_unrotated[:, :, VISUAL] = 1.0
-    assert kept_visual(ctx, dedup="keys") == kept_visual(ctx)
+    ctx.hidden[:, VISUAL] = 1.0
+    assert kept_visual(ctx, dedup="keys") == kept_visual(ctx, dedup="hidden") == kept_visual(ctx)
 
 
+@pytest.mark.parametrize("on", ["keys", "hidden"])
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.3, 0.9])
-def test_dedup_is_the_greedy_walk(ctx, threshold):
+def test_dedup_is_the_greedy_walk(ctx, threshold, on):
     scores = rule(**OFF)(ctx)
-    kept = kept_visual(ctx, dedup=threshold)
-    unit = torch.nn.functional.normalize(ctx.grouped_key_unrotated.transpose(1, 2).flatten(2), dim=-1)
+    kept = kept_visual(ctx, dedup={"threshold": threshold, "on": on})
+    vectors = ctx.hidden if on == "hidden" else ctx.grouped_key_unrotated.transpose(1, 2).flatten(2)
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
     for b in range(ROWS):
         order = sorted(range(VISUAL.start, VISUAL.stop), key=lambda v: (-scores[b, v].item(), v))
         chosen, skipped = [], []

@@ -13,7 +13,7 @@ from ..context import Context
 from .debias import debiased, measured
 from .dedup import demote_copies
 from .segments import within_segments
-from .text import text_attention, text_rows
+from .text import text_attention, text_query
 
 
 def sharp(
@@ -35,14 +35,14 @@ def sharp(
     Returns:
         ``[B, S]`` float32.
     """
-    rows, weight = text_rows(ctx)
+    query = text_query(ctx)
     if debias is None:
-        scores = text_attention(ctx, rows, weight)
+        scores = text_attention(ctx, query)
     elif not calibration:
-        scores = debiased(ctx, rows, weight, debias.form)
+        scores = debiased(ctx, query, debias.form)
     else:
         profiles, lengths = calibration
-        scores = measured(ctx, text_attention(ctx, rows, weight), profiles, lengths, debias.form)
+        scores = measured(ctx, text_attention(ctx, query), profiles, lengths, debias.form)
     if segment is not None and segment.scope == "scores":
         scores = scores + within_segments(ctx, scores, segment)
     return scores if dedup is None else demote_copies(ctx, scores, dedup)

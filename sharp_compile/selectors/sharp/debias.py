@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from .text import text_attention
+from .text import last_position, text_attention
 
 # Far below the mean probability of a token in any context, so that only ratios of nothing to nothing are tamed.
 _TINY = 1e-8
 
 
-def debiased(ctx: Context, rows: Tensor, weight: Tensor, form: str | None) -> Tensor:
+def debiased(ctx: Context, query: Tensor, form: str | None) -> Tensor:
     """The text's attention without what the rotary embedding alone explains.
 
     A key without content stands for every visual token: the mean ``kbar`` of the visual keys of a row and head
@@ -25,8 +25,7 @@ def debiased(ctx: Context, rows: Tensor, weight: Tensor, form: str | None) -> Te
 
     Args:
         ctx: the state of the scoring layer.
-        rows: ``[T]`` int64, the rows that attend.
-        weight: ``[B, T]`` float32, what each counts.
+        query: ``[B, H, 1, D]``, that of the text.
         form: one of ``sharp_compile.parts.FORMS``.
 
     Returns:
@@ -34,10 +33,10 @@ def debiased(ctx: Context, rows: Tensor, weight: Tensor, form: str | None) -> Te
     """
     without_content = ctx.rotate(_mean_visual_key(ctx)).to(ctx.grouped_key.dtype)
     if form == "logit":
-        visible = ctx.visible_to(rows) & ctx.is_visual[:, None, None, :]
-        return text_attention(ctx, rows, weight, ctx.grouped_key - without_content, visible)
+        visible = ctx.visible_to(last_position(ctx)) & ctx.is_visual[:, None, None, :]
+        return text_attention(ctx, query, ctx.grouped_key - without_content, visible)
     key = without_content.where(ctx.is_visual[:, None, :, None], ctx.grouped_key)
-    return _apart(text_attention(ctx, rows, weight), text_attention(ctx, rows, weight, key), form)
+    return _apart(text_attention(ctx, query), text_attention(ctx, query, key), form)
 
 
 def measured(ctx: Context, scores: Tensor, profiles: Tensor, lengths: Tensor, form: str | None) -> Tensor:

@@ -9,13 +9,15 @@ from ...kernels.received_attention import received_attention
 from ..context import Context
 
 _MOST_ROWS = 64
+# What the last position counts beside all other text: it has read the whole question.
+_WEIGHT_OF_LAST = 0.4
 
 
 def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
-    """The positions of the last rows ``[T]`` int64, and what each counts in each batch row ``[B, T]`` float32.
+    """The positions of the last rows ``[T]`` int64, and which of them count in each batch row ``[B, T]`` bool.
 
     The text behind the last visual token counts, the last 64 tokens of it where there are more; the last
-    position always does. Weights of a batch row add up to 1.
+    position, which is the last of the rows, always does.
     """
     length = ctx.is_visual.shape[1]
     position = torch.arange(length, device=ctx.is_visual.device)
@@ -24,26 +26,42 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
     last_visual = position.where(ctx.is_visual, -1).amax(1, keepdim=True)
     counts = (wanted > last_visual) & (wanted >= 0)
     rows = wanted.clamp_min(0)
-    counts = (counts & ~ctx.is_padding[:, rows]) | (wanted == length - 1)
-    weight = counts.to(torch.float32)
-    return rows, weight / weight.sum(1, keepdim=True)
+    return rows, (counts & ~ctx.is_padding[:, rows]) | (wanted == length - 1)
 
 
-def text_attention(
-    ctx: Context, rows: Tensor, weight: Tensor, key: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """``a[v] = mean_h sum_t weight[t] softmax(q_t . k)[v]``.
+def text_query(ctx: Context) -> Tensor:
+    """The mean of the text's queries ``[B, H, 1, D]``: 2/5 of it is the last position's, the rest all others'.
+
+    Attention to keys by the mean of queries is the geometric mean of their attentions, normalised.
+    """
+    rows, counts = text_rows(ctx)
+    is_last = torch.arange(_MOST_ROWS, device=rows.device) == _MOST_ROWS - 1
+    others = (counts & ~is_last).to(torch.float32)
+    number = others.sum(1, keepdim=True)
+    share = (number > 0) * (1 - _WEIGHT_OF_LAST)
+    weight = torch.where(is_last, 1 - share, others * share / number.clamp_min(1))
+    query = ctx.query.index_select(2, rows)
+    return (query.float() * weight[:, None, :, None]).sum(2, keepdim=True).to(query.dtype)
+
+
+def text_attention(ctx: Context, query: Tensor, key: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """``a[v] = mean_h softmax(q . k)[v]``.
 
     Args:
         ctx: the state of the scoring layer.
-        rows: ``[T]`` int64.
-        weight: ``[B, T]`` float32.
+        query: ``[B, H, 1, D]``, which sees what the last position sees.
         key: ``[B, Hkv, S, D]``, in place of the layer's own.
-        mask: ``[1 or B, 1 or H, T, S]``, in place of the layer's own.
+        mask: ``[1 or B, 1 or H, 1, S]``, in place of the last position's.
 
     Returns:
         ``[B, S]`` float32.
     """
-    query = ctx.query.index_select(2, rows)
     key = ctx.grouped_key if key is None else key
-    return received_attention(query, key, weight, ctx.mask_of(rows) if mask is None else mask, ctx.scale)
+    mask = ctx.mask_of(last_position(ctx)) if mask is None else mask
+    weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
+    return received_attention(query, key, weight, mask, ctx.scale)
+
+
+def last_position(ctx: Context) -> Tensor:
+    """``[1]`` int64."""
+    return torch.full((1,), ctx.is_visual.shape[1] - 1, device=ctx.is_visual.device)
