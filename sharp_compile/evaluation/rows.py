@@ -9,6 +9,7 @@ import numpy as np
 
 from .exam import Exam
 from .grade import Grade
+from .ways import Way
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,20 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 def row_of(
     model: str,
     exam: Exam,
-    selector: str,
-    retention: float,
-    layer: int | None,
+    way: Way | None,
     grade: Grade,
     full: Grade,
     sharp: Grade | None,
 ) -> Row:
-    """The row of one grade, beside those of the full model and of ``sharp``."""
+    """The row of one grade, of the full model or one way to prune, beside those of the full model and of ``sharp``."""
     behind, behind_error = (None, None) if sharp is None or sharp is grade else difference(sharp.right, grade.right)
     kinds = np.array([question.kind for question in exam.questions])
     return Row(
         model,
         exam.world,
-        selector,
-        retention,
-        layer,
+        "none" if way is None else way.selector,
+        1.0 if way is None else way.retention,
+        None if way is None else way.layer,
         100 * float(grade.right.mean()),
         standard_error(grade.right),
         len(grade.right),

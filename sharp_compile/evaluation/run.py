@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,19 @@ from . import MODELS
 from .exam import Exam, hold_out
 from .grade import Grade, grade, pruned
 from .rows import Row, row_of
+from .ways import Way
 
-BASELINES = ("uniform", "random")
-"""In every table: random selection is hard to beat."""
-
-Grades = dict[tuple[int | None, float, str], list[Grade]]
-"""(layer, retention, selector) -> a grade for each world; of the full model, layer None and retention 1."""
+Grades = dict[Way | None, list[Grade]]
+"""A grade for each world; None is the full model."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: every selector at every layer and retention, in every world, with `questions` each."""
+    """What to evaluate: every way to prune in every world, with `questions` each."""
 
     seed: int  # of the training
     worlds: Sequence[str]
-    selectors: Sequence[str]
-    retentions: Sequence[float]
-    layers: Sequence[int]
+    ways: Sequence[Way]
     questions: int
     exam_seed: int
     inner: str
@@ -64,11 +59,9 @@ def run(request: Request) -> list[Row]:
         ValueError: for options that the backend refuses.
     """
     _hush()
-    selectors = dict.fromkeys((*request.selectors, *BASELINES))
-    ways = list(product(dict.fromkeys(request.layers), dict.fromkeys(request.retentions), selectors))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        total = request.questions * len(request.worlds) * (2 + len(ways))
+        total = request.questions * len(request.worlds) * (2 + len(request.ways))
         task = progress.add_task("", total=total)
 
         def step(count: int = 1) -> None:
@@ -81,11 +74,11 @@ def run(request: Request) -> list[Row]:
         exams = [hold_out(world, request.questions, request.exam_seed, step) for world in request.worlds]
         begin("the full model")
         model, tokenizer = load(MODELS / f"seed-{request.seed}")
-        grades: Grades = {(None, 1.0, "none"): [grade(model, tokenizer, exam, False, step) for exam in exams]}
-        for layer, retention, selector in ways:
-            begin(f"{selector} at {retention:.0%}, layer {layer}")
-            fast = pruned(model, selector=selector, retention=retention, layer=layer, inner=request.inner)
-            grades[layer, retention, selector] = [grade(fast, tokenizer, exam, retention < 1, step) for exam in exams]
+        grades: Grades = {None: [grade(model, tokenizer, exam, False, step) for exam in exams]}
+        for way in request.ways:
+            begin(str(way))
+            fast = pruned(model, **way.options(request.inner))
+            grades[way] = [grade(fast, tokenizer, exam, way.retention < 1, step) for exam in exams]
     rows = _rows(request, exams, grades)
     _print(request, rows)
     return rows
@@ -96,14 +89,13 @@ def _rows(request: Request, exams: list[Exam], grades: Grades) -> list[Row]:
         row_of(
             f"seed {request.seed}",
             exam,
-            selector,
-            retention,
-            layer,
+            way,
             graded[place],
-            grades[None, 1.0, "none"][place],
-            grades[layer, retention, "sharp"][place] if (layer, retention, "sharp") in grades else None,
+            grades[None][place],
+            grades[sharp][place] if sharp in grades else None,
         )
-        for (layer, retention, selector), graded in grades.items()
+        for way, graded in grades.items()
+        for sharp in [way and replace(way, selector="sharp")]
         for place, exam in enumerate(exams)
     ]
 
@@ -111,10 +103,9 @@ def _rows(request: Request, exams: list[Exam], grades: Grades) -> list[Row]:
 def _print(request: Request, rows: Sequence[Row]) -> None:
     console = Console(markup=False)
     console.print(record.machine())
-    layers = list(dict.fromkeys(row.layer for row in rows if row.layer is not None))
-    for layer in layers:
+    for layer in dict.fromkeys(way.layer for way in request.ways):
         console.print(_summary(request, layer, [row for row in rows if row.layer in (None, layer)]))
-    for layer, retention in product(layers, dict.fromkeys(request.retentions)):
+    for layer, retention in dict.fromkeys((way.layer, way.retention) for way in request.ways):
         shown = [row for row in rows if (row.layer, row.retention) in ((None, 1.0), (layer, retention))]
         console.print(_by_kind(layer, retention, shown))
     console.print(
@@ -124,7 +115,7 @@ def _print(request: Request, rows: Sequence[Row]) -> None:
 
 
 def _summary(request: Request, layer: int, rows: Sequence[Row]) -> Table:
-    table = _table(f"Accuracy, model of training seed {request.seed}, cut after layer {layer}", "selector", "kept")
+    table = table_of(f"Accuracy, model of training seed {request.seed}, cut after layer {layer}", "selector", "kept")
     for heading in (*request.worlds, "mean", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for selector, retention in dict.fromkeys((row.selector, row.retention) for row in rows):
@@ -140,7 +131,7 @@ def _summary(request: Request, layer: int, rows: Sequence[Row]) -> Table:
 
 def _by_kind(layer: int, retention: float, rows: Sequence[Row]) -> Table:
     """A line for each kind of question, a column for each selector."""
-    table = _table(f"By kind of question, {retention:.0%} kept after layer {layer}", "world", "kind")
+    table = table_of(f"By kind of question, {retention:.0%} kept after layer {layer}", "world", "kind")
     for selector in dict.fromkeys(row.selector for row in rows):
         table.add_column("full" if selector == "none" else selector, justify="right", no_wrap=True)
     for world in dict.fromkeys(row.world for row in rows):
@@ -150,7 +141,8 @@ def _by_kind(layer: int, retention: float, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
+def table_of(title: str, *headings: str) -> Table:
+    """An empty table in the style of all of them, with its first columns."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, no_wrap=True)

@@ -33,6 +33,16 @@ def test_the_models_answer_what_they_have_not_seen(trained, world):
     assert grade(model, tokenizer, hold_out(world, 50, 12), False).right.mean() >= 0.9
 
 
+def test_what_is_kept_decides_what_is_answered(trained):
+    model, tokenizer = trained
+    exam = hold_out("crowded", 50, 12)
+    share = {}
+    for selector in ("sharp", "random"):
+        fast = pruned(model, inner="eager", selector=selector, retention=0.1)
+        share[selector] = grade(fast, tokenizer, exam, True).right.mean()
+    assert share["sharp"] >= 0.9 and share["random"] < 0.8
+
+
 def test_without_the_video_nobody_could(first):
     model, tokenizer = first
     exam = hold_out("crowded", 50, 12)

@@ -10,6 +10,7 @@ from sharp_compile.evaluation.grade import Grade
 from sharp_compile.evaluation.questions import Question
 from sharp_compile.evaluation.rows import difference, row_of, standard_error
 from sharp_compile.evaluation.scenes import Object, Scene
+from sharp_compile.evaluation.ways import Way
 
 THING = Object("red", "disc", 2, 4, 2)
 
@@ -40,7 +41,7 @@ def test_a_row():
     kept[0, 5, 2] = kept[1, 3, 2] = kept[2, 4, 3] = True  # only the first is a token of the object
     kinds = ["color", "color", "color", "count"]
     full, sharp = graded([1, 1, 1, 1]), graded([1, 1, 1, 0])
-    row = row_of("seed 1", exam(kinds), "fastv", 0.1, 1, graded([1, 0, 0, 1], kept), full, sharp)
+    row = row_of("seed 1", exam(kinds), Way(1, 0.1, "fastv"), graded([1, 0, 0, 1], kept), full, sharp)
     assert (row.accuracy, row.share_of_full, row.n) == (50, 50, 4)
     assert row.behind_sharp == 25 and row.behind_sharp_stderr == pytest.approx(47.87, abs=0.01)
     assert row.asked_kept == pytest.approx(100 / 3)
@@ -50,6 +51,6 @@ def test_a_row():
 
 def test_the_rows_that_others_are_compared_with():
     full, sharp = graded([1, 1]), graded([1, 0], np.zeros((2, 16, 16), bool))
-    first = row_of("seed 1", exam(["color"] * 2), "none", 1.0, None, full, full, None)
+    first = row_of("seed 1", exam(["color"] * 2), None, full, full, None)
     assert (first.share_of_full, first.behind_sharp, first.asked_kept) == (100, None, None)
-    assert row_of("seed 1", exam(["color"] * 2), "sharp", 0.1, 1, sharp, full, sharp).behind_sharp is None
+    assert row_of("seed 1", exam(["color"] * 2), Way(1, 0.1, "sharp"), sharp, full, sharp).behind_sharp is None

@@ -44,6 +44,12 @@ def test_a_small_evaluation(tmp_path):
         (["--world", "quiet"], "--world quiet: there are sparse, clutter, crowded"),
         (["--inner", "nothing"], "inner"),
         (["--trained", "77"], "--trained 77: there are models of the seeds 1"),
+        (["--model", "somewhere"], "--model somewhere: say with --task what it is to answer"),
+        (["--task", "mvbench"], "--task mvbench: tasks are for a checkpoint, which --model names"),
+        (
+            ["--model", "somewhere", "--task", "mvbench", "--plot", "plot.png"],
+            "--plot plot.png: only",
+        ),
         (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
         (["--plot", "/nowhere/at/all.png"], "there is no folder /nowhere/at"),
     ],
