@@ -9,7 +9,7 @@ from sharp_compile.kernels.received_attention import cost as received_attention
 
 PAGE = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, MLP, ROWS, ELEMENT = 28, 4, 128, 3584, 18944, 64, 2
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, MLP, ROWS, ELEMENT = 28, 4, 128, 3584, 18944, 16, 2
 BANDWIDTH, RATE = 3.0e12, 800e12
 
 
