@@ -7,6 +7,7 @@ goes the way that users go.
 """
 
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -50,14 +51,10 @@ PEERS = [
 IDENTITY = {"retention": 1.0}
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
-# The decoder of Qwen2.5-VL is Qwen2-VL's.
-every_architecture = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "qwen2_5_vl")) for name in ARCHITECTURES]
-)
 # Those that are slow are in a quarter of the matrix of all architectures each day.
 every_kind = pytest.mark.parametrize(
     "name",
-    [n if n in ("llava_onevision", "qwen2_vl") else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],
+    [n if n == "llava_onevision" else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],
 )
 # In a bare forward call Qwen2-VL injects the visual features in one graph and decodes in another.
 linked_and_not = pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
@@ -123,7 +120,7 @@ def test_forward(name, rows, subtests):
             assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
-@every_architecture
+@every_kind
 @one_row_and_padded
 def test_generate(name, rows, subtests):
     model, copy, inputs = prepare(name, **rows)
@@ -237,9 +234,8 @@ def test_several_stages(name):
     "name, dynamic",
     [
         ("llava_onevision", True),
-        ("qwen2_vl", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(["qwen2_vl"], [True, False])),
         pytest.param("llava_onevision", False, marks=pytest.mark.slow),
-        pytest.param("qwen2_vl", True, marks=pytest.mark.slow),
     ],
 )
 def test_peers(name, dynamic, subtests):

@@ -31,7 +31,7 @@ ROWS = {"one row": {}, "left-padded": {"batch": 2, "pad": [0, 3]}, "padding kept
 KINDS = {name: architecture for name, architecture in ARCHITECTURES.items() if name != "qwen2_5_vl"}
 every_kind = pytest.mark.parametrize(
     "name",
-    [n if n in ("llava_onevision", "qwen2_vl") else pytest.param(n, marks=pytest.mark.slow) for n in KINDS],
+    [n if n == "llava_onevision" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS],
 )
 every_ragged_kind = pytest.mark.parametrize("name", [n for n, a in KINDS.items() if a.ragged])
 

@@ -91,7 +91,7 @@ def compiled(model, selector, where, **options):
         pytest.param(name, rows, id=f"{name}-{how}", marks=[pytest.mark.slow] * is_slow)
         for name in ("llava_onevision", "internvl", "qwen2_5_vl", *ODD)
         for how, rows in (("one row", {}), ("padded", PADDED))
-        for is_slow in (name == "qwen2_5_vl" or (name in ODD and rows == {}),)
+        for is_slow in (name != "llava_onevision" and (name, how) != ("gemma4", "padded"),)
     ],
 )
 def test_forward(name, rows, subtests):
@@ -106,7 +106,9 @@ def test_forward(name, rows, subtests):
             check_forward(name, model, fast, inputs, pairs_by_hand, where)
 
 
-@pytest.mark.parametrize("rows", [{}, PADDED], ids=["one row", "padded"])
+@pytest.mark.parametrize(
+    "rows", [pytest.param({}, id="one row", marks=pytest.mark.slow), pytest.param(PADDED, id="padded")]
+)
 @pytest.mark.parametrize(
     ("name", "cache"),
     [

@@ -10,9 +10,9 @@ from sharp_compile.evaluation.run import load
 from sharp_compile.evaluation.scenes import WORLDS
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS.glob("seed-*")), ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=["seed-1", pytest.param("seed-2", marks=pytest.mark.slow)])
 def trained(request):
-    return load(request.param)
+    return load(MODELS / request.param)
 
 
 @pytest.fixture(scope="module")

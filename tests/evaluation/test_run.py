@@ -22,13 +22,13 @@ def run(*arguments):
 def test_a_small_evaluation(tmp_path):
     numbers, picture = tmp_path / "numbers.json", tmp_path / "plot.png"
     result = run(
-        *("--selector", "sharp", "--selector", "fastv", "--retention", "0.1", "--world", "sparse"),
+        *("--selector", "sharp", "--retention", "0.1", "--world", "sparse"),
         *("--layer", 1, "--layer", 0, "--questions", 4, "--json", numbers, "--plot", picture),
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(numbers.read_text())["rows"]
     ways = [(row["layer"], row["selector"]) for row in rows]
-    assert ways == [(None, "none"), *product([1, 0], ["sharp", "fastv", "uniform", "random"])]
+    assert ways == [(None, "none"), *product([1, 0], ["sharp", "uniform", "random"])]
     assert all(set(row) >= CONTRACT and row["n"] == 4 for row in rows)
     assert rows[0]["share_of_full"] == 100
     assert all(f"By kind of question, 10% kept after layer {layer}" in result.output for layer in (0, 1))

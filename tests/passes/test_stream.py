@@ -56,7 +56,7 @@ def check(model, actual, inputs):
     assert (dropped - expected)[:, -1].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rows", [{}, {"rows": 2, "pad": [0, 3]}], ids=["one row", "padded"])
 @pytest.mark.parametrize("kind", [Toy, Broken])
 def test_kept_tokens_become_means(kind, rows, inner):
