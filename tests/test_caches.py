@@ -21,7 +21,7 @@ def static_cache(model, length=64):
 
 
 @pytest.mark.usefixtures("room_for_many_graphs")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 def test_a_static_cache_gives_what_a_dynamic_one_gives(attention, subtests):
     """For prompts of several lengths, of one row and padded: the first is compiled for its length, then for all."""
     name = "llava_onevision"

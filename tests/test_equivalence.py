@@ -142,12 +142,10 @@ def test_generate(name, rows, subtests):
 
 @pytest.mark.parametrize(
     "name, inner",
-    [("llava_onevision", "inductor"), ("qwen2_vl", "eager"), ("internvl", "eager")]
-    + [
-        pytest.param(name, inner, marks=pytest.mark.slow)
+    [
+        pytest.param(name, inner, marks=[pytest.mark.slow] * ((name, inner) != ("llava_onevision", "inductor")))
         for name in ARCHITECTURES
         for inner in ("eager", "inductor")
-        if (name, inner) not in (("llava_onevision", "inductor"), ("qwen2_vl", "eager"), ("internvl", "eager"))
     ],
 )
 def test_through_the_public_interface(name, inner):
@@ -188,7 +186,7 @@ def test_other_lengths_after_the_first(name):
         assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
-@linked_and_not
+@every_kind
 @pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_dynamic_said_beforehand(name, dynamic):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}

@@ -137,7 +137,8 @@ def test_generate(name, cache, rows):
         assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_other_lengths_after_the_first(name):
     """One graph that injects and decodes, and two that are linked."""
     model, copy, _ = prepare(name)
@@ -146,7 +147,8 @@ def test_other_lengths_after_the_first(name):
         check_forward(name, model, fast, ALL_ARCHITECTURES[name].inputs(model, **rows), pairs_by_hand, CUT)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_by_inductor(name):
     model, copy, inputs = prepare(name, **PADDED)
     check_forward(name, model, compiled(copy, pairs, CUT, inner="inductor"), inputs, pairs_by_hand, CUT)
@@ -156,7 +158,7 @@ def test_by_inductor(name):
     ("name", "where"),
     [
         pytest.param("internvl", CUT, id="internvl-one cut"),
-        pytest.param("qwen2_5_vl", STAGES, id="qwen2_5_vl-stages"),
+        pytest.param("qwen2_5_vl", STAGES, id="qwen2_5_vl-stages", marks=pytest.mark.slow),
         pytest.param("internvl", STAGES, id="internvl-stages", marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", CUT, id="qwen2_5_vl-one cut", marks=pytest.mark.slow),
     ],
