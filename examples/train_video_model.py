@@ -3,8 +3,8 @@
     python examples/train_video_model.py FOLDER --seed 1
 
 An hour and a half on one core; needs the extra `video` for the processor. The result is a LLaVA-OneVision of 0.97
-million parameters with its processor, as `sharp-compile eval` loads it; those of seeds 1
-and 2 come with the package.
+million parameters with its processor, as `sharp-compile eval` loads it; those of seeds 1 and
+2 come with the package.
 
 Twelve questions on a video are packed into one sequence: they share its visual tokens and their positions, and do
 not see each other. The stages show ever more of each video, with the positions of the whole: first the object tokens

@@ -7,7 +7,6 @@ goes the way that users go.
 """
 
 from copy import deepcopy
-from itertools import product
 
 import pytest
 import torch
@@ -186,7 +185,7 @@ def test_other_lengths_after_the_first(name):
         assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
-@every_kind
+@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_dynamic_said_beforehand(name, dynamic):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
@@ -232,8 +231,9 @@ def test_several_stages(name):
     "name, dynamic",
     [
         ("llava_onevision", True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(["qwen2_vl"], [True, False])),
         pytest.param("llava_onevision", False, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", True, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", False, marks=pytest.mark.slow),
     ],
 )
 def test_peers(name, dynamic, subtests):

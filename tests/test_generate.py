@@ -108,7 +108,9 @@ def test_eager_attention(name, subtests):
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", pytest.param("internvl", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rows", [pytest.param("one row", marks=pytest.mark.slow), "left-padded"])
+@pytest.mark.parametrize(
+    "rows", [pytest.param(rows, marks=[pytest.mark.slow] * (rows != "left-padded")) for rows in ROWS]
+)
 def test_flex_attention(name, rows):
     """Block masks at the kept positions, and of the last keys while decoding; the oracle has dense ones."""
     model = shared_model(name, layers=LAYERS)

@@ -81,6 +81,11 @@ class Context:
         return torch.stack(alone, dim=2).flatten(1, 2)
 
     @property
+    def last(self) -> Tensor:
+        """``[1]`` int64: the last position."""
+        return torch.full((1,), self.is_visual.shape[1] - 1, device=self.is_visual.device)
+
+    @property
     def budget(self) -> Tensor:
         """``[B]`` int64: how many visual tokens each row keeps."""
         text = (~self.is_visual & ~self.is_padding).sum(1)

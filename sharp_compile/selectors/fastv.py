@@ -1,6 +1,5 @@
 """FastV (arXiv 2403.06764)."""
 
-import torch
 from torch import Tensor
 
 from .context import Context
@@ -12,5 +11,4 @@ def fastv(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32.
     """
-    last = torch.full((1,), ctx.query.shape[2] - 1, device=ctx.query.device)
-    return ctx.attention(last).mean(1)[:, 0]
+    return ctx.attention(ctx.last).mean(1)[:, 0]

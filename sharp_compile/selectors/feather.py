@@ -27,9 +27,8 @@ def feather(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32, 2 and more for the sample and at most 1 for the others.
     """
-    last = torch.full((1,), ctx.query.shape[2] - 1, device=ctx.query.device)
-    visible = ctx.visible_to(last) & ctx.is_visual[:, None, None, :]
+    visible = ctx.visible_to(ctx.last) & ctx.is_visual[:, None, None, :]
     weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
-    query = ctx.query_unrotated.index_select(2, last)
+    query = ctx.query_unrotated.index_select(2, ctx.last)
     scores = received_attention(query, ctx.grouped_key_unrotated, weight, visible, ctx.scale)
     return scores + 2 * spread(ctx.is_visual, 3 * ctx.budget // 10)

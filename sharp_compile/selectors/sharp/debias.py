@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from .text import last_position, text_attention
+from .text import text_attention
 
 # Far below the mean probability of a token in any context, so that only ratios of nothing to nothing are tamed.
 _TINY = 1e-8
@@ -33,7 +33,7 @@ def debiased(ctx: Context, query: Tensor, form: str | None) -> Tensor:
     """
     without_content = ctx.rotate(_mean_visual_key(ctx)).to(ctx.grouped_key.dtype)
     if form == "logit":
-        visible = ctx.visible_to(last_position(ctx)) & ctx.is_visual[:, None, None, :]
+        visible = ctx.visible_to(ctx.last) & ctx.is_visual[:, None, None, :]
         return text_attention(ctx, query, ctx.grouped_key - without_content, visible)
     key = without_content.where(ctx.is_visual[:, None, :, None], ctx.grouped_key)
     return _apart(text_attention(ctx, query), text_attention(ctx, query, key), form)

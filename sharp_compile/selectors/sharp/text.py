@@ -57,11 +57,6 @@ def text_attention(ctx: Context, query: Tensor, key: Tensor | None = None, mask:
         ``[B, S]`` float32.
     """
     key = ctx.grouped_key if key is None else key
-    mask = ctx.mask_of(last_position(ctx)) if mask is None else mask
+    mask = ctx.mask_of(ctx.last) if mask is None else mask
     weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
     return received_attention(query, key, weight, mask, ctx.scale)
-
-
-def last_position(ctx: Context) -> Tensor:
-    """``[1]`` int64."""
-    return torch.full((1,), ctx.is_visual.shape[1] - 1, device=ctx.is_visual.device)
