@@ -102,7 +102,7 @@ def prune(
         None if attention is None else find_rotation(decoder, attention, place.hidden)
         for place, attention in zip(places, scored, strict=True)
     ]
-    merging = merges(chosen, scored[0], places[0].hidden, rotations[0])
+    merging = merges(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
     if merging:
         for place in places:
             check_carries_all(decoder, place, _name_of(config.selector))
@@ -139,7 +139,7 @@ def prune(
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)
             positions, scores, into, tokens = emit_selection(
-                emit, attention, hidden, rotation, tokens, chosen, pruned, merging
+                emit, place.cut.layer, attention, hidden, rotation, tokens, chosen, pruned, merging
             )
         all_scores.append(scores)
         shrinker.enter(positions, pruned, into)

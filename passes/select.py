@@ -74,7 +74,7 @@ def visual_mask(*masks: Tensor) -> Tensor:
     return whole[0]
 
 
-def merges(rule: Rule, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> bool:
+def merges(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> bool:
     """Whether a rule also tells which tokens stand for others. Of a function that shows when it is called.
 
     It is called on fake tensors of the sizes that the graph was traced with; the arguments are `emit_selection`'s.
@@ -98,7 +98,9 @@ def merges(rule: Rule, attention: Attention | None, hidden: Node, rotation: Rota
             for dtype in (torch.bool, torch.bool, torch.int64)
         ]
         try:
-            result = rule.score(_context(entering, kinds, length, [*map(like, state)], rotate, [*map(like, inputs)]))
+            of_layer = [*map(like, state)]
+            context = _context(layer, entering, kinds, length, of_layer, rotate, [*map(like, inputs)])
+            result = rule.score(context)
         except Exception:  # whatever a function raises: it is raised again where the function is put into the graph
             return False
         return _checked(result, kinds[0])[1] is not None
@@ -106,6 +108,7 @@ def merges(rule: Rule, attention: Attention | None, hidden: Node, rotation: Rota
 
 def emit_selection(
     emit: Emitter,
+    layer: int,
     attention: Attention | None,
     hidden: Node,
     rotation: Rotation | None,
@@ -118,6 +121,7 @@ def emit_selection(
 
     Args:
         emit: adds traced functions to the graph.
+        layer: the number of the scoring layer.
         attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
         hidden: what enters the layer, ``[B, S, C]``.
         rotation: that of the layer's keys, None without attention.
@@ -140,7 +144,7 @@ def emit_selection(
         of_layer, others = others[: len(state)], others[len(state) :]
         constants, inputs = others[: len(rule.constants)], others[len(rule.constants) :]
         with torch.no_grad():
-            context = _context(hidden, kinds, kept, of_layer, rotate, inputs)
+            context = _context(layer, hidden, kinds, kept, of_layer, rotate, inputs)
             scores, into = _checked(rule.score(context, *constants), is_visual)
             if (into is not None) != merging:
                 raise ValueError("the selector must return a pair always or never, on fake tensors too")
@@ -181,6 +185,7 @@ def _layer_state(
 
 
 def _context(
+    layer: int,
     hidden: Tensor,
     kinds: Sequence[Tensor],
     kept: int,
@@ -188,7 +193,7 @@ def _context(
     rotate: Callable[..., Tensor],
     inputs: Sequence[Any],
 ) -> Context:
-    """The context of tensors: those of `Tokens`, and those of `_layer_state`."""
+    """The context of a layer's tensors: those of `Tokens`, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
     query, key, unrotated, by_token, mask, scale = state
     if by_token:
@@ -207,6 +212,7 @@ def _context(
         scale,
         mask,
         kept,
+        layer,
         rotate=lambda keys: rotate(keys, *inputs),
     )
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from sharp_compile.evaluation.ways import Way
 
 
+# Options that mean something for one of the two only.
+_OF_TRAINED = ("world", "questions", "seed", "trained", "plot")
+_OF_CHECKPOINTS = ("task", "limit", "include", "frames", "trust_remote_code")
+
+
 def evaluate(
+    context: typer.Context,
     selector: Annotated[
         list[str], typer.Option(help="Rules to compare, may be repeated; uniform and random are always among them.")
     ] = ["sharp", "fastv", "diversity"],  # noqa: B006 - typer copies it
@@ -60,15 +66,20 @@ def evaluate(
     videos that its training has not seen. With `--model` and `--task` a checkpoint answers benchmarks through
     lmms-eval; `--limit`, `--include`, `--frames` and `--trust-remote-code` belong to these.
     """
+    unused, why = (
+        (_OF_CHECKPOINTS, "only for a checkpoint, which --model names")
+        if model is None
+        else (_OF_TRAINED, "only for the trained models that come with the package, without --model")
+    )
+    for name in unused:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            fail(f"--{name.replace('_', '-')} is {why}")
     check_folders(plot, json)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         fail("--plot needs matplotlib: pip install 'sharp-compile[bench]'")
-    if task and model is None:
-        fail(f"--task {task[0]}: tasks are for a checkpoint, which --model names")
     if model is not None and not task:
         fail(f"--model {model}: say with --task what it is to answer")
-    if model is not None and plot is not None:
-        fail(f"--plot {plot}: only the evaluation of the trained models draws a plot")
 
     from sharp_compile.config import Config
     from sharp_compile.evaluation.ways import ways

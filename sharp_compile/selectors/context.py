@@ -39,6 +39,7 @@ class Context:
         mask: the attention mask of the layer, broadcastable to ``[B, H, S, S]``, boolean or additive; None
             for causal attention.
         kept: how many tokens of any kind a row keeps.
+        layer: the number of the scoring layer, from 0.
         rotate: applies the layer's rotary embedding to keys laid out like ``grouped_key_unrotated``.
     """
 
@@ -52,6 +53,7 @@ class Context:
     scale: float | None
     mask: Tensor | None
     kept: int
+    layer: int
     rotate: Callable[[Tensor], Tensor]
 
     @property

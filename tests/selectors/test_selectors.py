@@ -27,6 +27,7 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
         "scale": None,
         "mask": None,
         "kept": kept,
+        "layer": 0,
         "rotate": rotate or (lambda keys: keys),
     }
     return Context(**(state | changes))

@@ -1,5 +1,6 @@
 """The parts of ShaRP against their equations, written out as loops, and on inputs made for each."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -8,7 +9,8 @@ from sharp_compile.kernels.keep import keep_positions
 from torch.testing import assert_close
 
 from sharp_compile.calibration import Calibration
-from sharp_compile.parts import Segment
+from sharp_compile.parts import Dedup, Segment
+from sharp_compile.selectors.sharp.dedup import demote_copies
 from sharp_compile.selectors.sharp.segments import segments
 from tests.selectors.test_selectors import context, rule
 
@@ -67,7 +69,7 @@ def position_logit(ctx, b, h, t, k):
     return ctx.query[b, h, t] @ turned(mean.expand(LENGTH, WIDTH))[k] / WIDTH**0.5
 
 
-def text_attention(ctx, logit, only_visual=False):
+def text_attention(ctx, logit, only_visual=False, of_last=0.4):
     """``[B, S]``: the share that a token has of the attention of the text behind the video, by the mean of logits."""
     scores = torch.zeros(ROWS, LENGTH)
     *others, last = range(VISUAL.stop, LENGTH)
@@ -76,18 +78,18 @@ def text_attention(ctx, logit, only_visual=False):
         for k in range(LENGTH):
             if not ctx.is_padding[b, k] and (ctx.is_visual[b, k] or not only_visual):
                 of_others = sum(logit(ctx, b, h, t, k) for t in others) / len(others)
-                logits[k] = 0.4 * logit(ctx, b, h, last, k) + 0.6 * of_others
+                logits[k] = of_last * logit(ctx, b, h, last, k) + (1 - of_last) * of_others
         for k, share in softmax_of(logits).items():
             scores[b, k] += share / HEADS
     return scores
 
 
-def by_hand(ctx, form=None, frames_per_segment=None):
+def by_hand(ctx, form=None, frames_per_segment=None, of_last=0.4):
     """Scores ``[B, S]`` of the visual tokens: the equations of docs/method.md, one probability at a time."""
     if form == "logit":
         scores = text_attention(ctx, lambda *at: content_logit(*at) - position_logit(*at), only_visual=True)
     else:
-        scores = text_attention(ctx, content_logit)
+        scores = text_attention(ctx, content_logit, of_last=of_last)
     if form == "subtract":
         scores = scores - text_attention(ctx, position_logit)
     if form == "ratio":
@@ -168,6 +170,13 @@ def test_exact_copies_are_not_both_kept_while_others_are_left(ctx, on):
     assert [len(row) for row in without] == [len(row) for row in kept_visual(ctx)]
 
 
+@pytest.mark.parametrize("layer, of_last", [(0, 0.4), (1, 0.64), (3, 0.8704)])
+def test_the_last_position_counts_more_the_deeper_it_is(ctx, layer, of_last):
+    ctx = dataclasses.replace(ctx, layer=layer)
+    expected = by_hand(ctx, of_last=of_last)
+    assert_close(rule(**OFF)(ctx)[ctx.is_visual], expected[ctx.is_visual], rtol=1e-4, atol=1e-5)
+
+
 def test_only_copies_keep_the_right_number_by_score(ctx):
     ctx.grouped_key_unrotated[:, :, VISUAL] = 1.0
     ctx.hidden[:, VISUAL] = 1.0
@@ -176,19 +185,27 @@ def test_only_copies_keep_the_right_number_by_score(ctx):
 
 @pytest.mark.parametrize("on", ["keys", "hidden"])
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.3, 0.9])
-def test_dedup_is_the_greedy_walk(ctx, threshold, on):
+def test_copies_of_the_greedy_walk_count_a_tenth(ctx, threshold, on):
     scores = rule(**OFF)(ctx)
-    kept = kept_visual(ctx, dedup={"threshold": threshold, "on": on})
+    with_dedup = rule(**OFF | {"dedup": {"threshold": threshold, "on": on}})(ctx)
     vectors = ctx.hidden if on == "hidden" else ctx.grouped_key_unrotated.transpose(1, 2).flatten(2)
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     for b in range(ROWS):
         order = sorted(range(VISUAL.start, VISUAL.stop), key=lambda v: (-scores[b, v].item(), v))
-        chosen, skipped = [], []
+        passed = []
         for v in order:
-            if len(chosen) < ctx.budget[b]:
-                (skipped if any(unit[b, v] @ unit[b, u] > threshold for u in chosen) else chosen).append(v)
-        expected = [*chosen, *skipped][: ctx.budget[b]]
-        assert kept[b] == sorted(expected)
+            is_copy = len(passed) < ctx.budget[b] and any(unit[b, v] @ unit[b, u] > threshold for u in passed)
+            assert_close(with_dedup[b, v], scores[b, v] / 10 if is_copy else scores[b, v])
+            passed += [] if is_copy else [v]
+
+
+def test_a_copy_that_scores_far_more_than_others_stays(ctx):
+    scores = torch.zeros(ROWS, LENGTH)
+    scores[0, VISUAL] = torch.tensor([0.01, 0.02, 1.0, 0.03, 0.9, 0.04, 0.05, 0.2])
+    ctx.hidden[0, [7, 10]] = ctx.hidden[0, [5, 8]]  # copies: 0.9 of 1.0, and 0.04 of 0.2
+    expected = scores.clone()
+    expected[0, 7], expected[0, 8] = 0.09, 0.004
+    assert_close(demote_copies(ctx, scores, Dedup(0.999))[0], expected[0])
 
 
 def test_tokens_of_other_segments_give_nothing(ctx):

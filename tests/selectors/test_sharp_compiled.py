@@ -29,7 +29,7 @@ def selection(length, **options):
 
         padding = torch.zeros_like(is_visual)
         context = Context(
-            query, rotate(unrotated), unrotated, hidden, is_visual, padding, frame, None, None, kept, rotate
+            query, rotate(unrotated), unrotated, hidden, is_visual, padding, frame, None, None, kept, 0, rotate
         )
         return keep_positions(score(context), is_visual, padding, kept)
 

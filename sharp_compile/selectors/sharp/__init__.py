@@ -30,7 +30,7 @@ def sharp(
         calibration: profiles ``[N, V]`` float32 and their lengths ``[N]`` int64, if `debias` has a measured one.
         segment: adds the attention inside segments; None for text attention alone.
         debias: takes off what position alone explains.
-        dedup: puts near copies of higher-scored tokens behind all others.
+        dedup: takes most of its score from a near copy of a higher-scored token.
 
     Returns:
         ``[B, S]`` float32.

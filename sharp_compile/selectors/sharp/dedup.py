@@ -1,28 +1,28 @@
-"""Token deduplication: a near copy of a kept, higher-scored token gives its place to the next."""
+"""Token deduplication: a near copy of a kept, higher-scored token counts a tenth."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...kernels.near_copies import near_copies
 from ...parts import Dedup
 from ..context import Context
 
+# What is left of a copy's score: less, and many copies of what matters most are given up for what matters hardly.
+_WORTH = 0.1
+
 
 def demote_copies(ctx: Context, scores: Tensor, dedup: Dedup) -> Tensor:
-    """Scores ``[B, S]`` float32 in whose order no token is a near copy of one before, as long as there are others.
+    """`scores` ``[B, S]`` float32, a tenth of them where a token is a near copy of one that scores higher.
 
     The visual tokens are walked in the order of `scores`, ties to the lower position; one whose cosine
-    similarity with a token that was kept is above the threshold is skipped, until as many are kept as the
-    row keeps. Skipped tokens come behind all others, in the order of their scores.
+    similarity with a token that was passed is above the threshold is a near copy, until as many are passed as the
+    row keeps. What the walk does not reach is behind them all.
     """
     order = scores.masked_fill(~ctx.is_visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)
     vectors = ctx.hidden if dedup.on == "hidden" else content(ctx)
     copies = near_copies(vectors, order, ctx.is_visual.sum(1), ctx.budget, dedup.threshold)
-    # Whole numbers up to twice the length, which float32 holds up to 16 million.
-    return -(rank + copies * order.shape[1]).to(torch.float32)
+    return scores.where(~copies, scores.minimum(_WORTH * scores))
 
 
 def content(ctx: Context) -> Tensor:

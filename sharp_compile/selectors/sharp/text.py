@@ -9,8 +9,8 @@ from ...kernels.received_attention import received_attention
 from ..context import Context
 
 _MOST_ROWS = 64
-# What the last position counts beside all other text: it has read the whole question.
-_WEIGHT_OF_LAST = 0.4
+# Each layer leaves so much of what the other text knows and the last position has not read.
+_UNREAD = 0.6
 
 
 def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,10 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
 
 
 def text_query(ctx: Context) -> Tensor:
-    """The mean of the text's queries ``[B, H, 1, D]``: 2/5 of it is the last position's, the rest all others'.
+    """The mean of the text's queries ``[B, H, 1, D]``.
+
+    ``0.6 ** (layer + 1)`` of it is the mean of all rows but the last position, which gathers what they say layer by
+    layer: 3/5 at layer 0, 1/3 at layer 1, hardly anything at layer 8.
 
     Attention to keys by the mean of queries is the geometric mean of their attentions, normalised.
     """
@@ -38,7 +41,7 @@ def text_query(ctx: Context) -> Tensor:
     is_last = torch.arange(_MOST_ROWS, device=rows.device) == _MOST_ROWS - 1
     others = (counts & ~is_last).to(torch.float32)
     number = others.sum(1, keepdim=True)
-    share = (number > 0) * (1 - _WEIGHT_OF_LAST)
+    share = (number > 0) * _UNREAD ** (ctx.layer + 1)
     weight = torch.where(is_last, 1 - share, others * share / number.clamp_min(1))
     query = ctx.query.index_select(2, rows)
     return (query.float() * weight[:, None, :, None]).sum(2, keepdim=True).to(query.dtype)
