@@ -133,6 +133,7 @@ class Tokens:
     padding: torch.Tensor  # [B, L] bool
     state: Callable[[], State]  # of the attention of layer `layer`
     frame: torch.Tensor  # [B, L]: the number of each visual token's frame in the whole sequence, -1 for others
+    layer: int  # the scoring one
 
 
 Choose = Callable[[Tokens, list[int]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
@@ -198,16 +199,19 @@ def text_attention(tokens: Tokens) -> torch.Tensor:
 
 
 def of_text(products: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    """[B, H, L]: the mean of products [B, H, L, L] over the text: 0.4 the last position's, 0.6 the mean of others'."""
-    rows = []
+    """[B, H, L]: the mean of products [B, H, L, L] over the text, where the last position counts more than others.
+
+    The others count 0.6 together at layer 0, and 0.6 of that with each layer.
+    """
+    rows, share = [], 0.6 ** (tokens.layer + 1)
     for row, each in enumerate(products):
         *others, last = text_behind(tokens, row).tolist()
-        rows.append(0.4 * each[:, last] + 0.6 * each[:, others].mean(1) if others else each[:, last])
+        rows.append((1 - share) * each[:, last] + share * each[:, others].mean(1) if others else each[:, last])
     return torch.stack(rows)
 
 
 def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
-    """ShaRP with its defaults, as docs/method.md has it: debiased logits, segments of a frame, greedy dedup."""
+    """ShaRP with its defaults, as docs/method.md has it: debiased logits, segments of a frame, dedup."""
     state = tokens.state()
     key, unrotated = state.key, state.unrotated
     result = torch.zeros(tokens.visual.shape)
@@ -222,7 +226,7 @@ def sharp(tokens: Tokens, counts: list[int]) -> torch.Tensor:
         hidden = tokens.visual[row] & (frame[visual, None] != frame[None])  # [V, L]: of another segment
         given = state.logits(key)[row][:, visual].masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[:, visual]
         scores = scores + (scores[top, None] * given[top]).sum(0) / 2
-        result[row, visual] = greedy(scores, state.hidden[row, visual], count)
+        result[row, visual] = without_copies(scores, state.hidden[row, visual], count)
     return result
 
 
@@ -246,16 +250,19 @@ def framefusion(tokens: Tokens, counts: list[int]) -> tuple[torch.Tensor, torch.
     return scores, into
 
 
-def greedy(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """Scores that put tokens in the order: those that are no near copy of a better one, then the others."""
+def without_copies(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """Positive scores, a tenth of them for near copies of better tokens; at most `count` tokens are no copies."""
     unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
     chosen: list[int] = []
-    skipped: list[int] = []
+    result = scores.clone()
     for token in scores.sort(descending=True, stable=True).indices.tolist():
-        is_copy = len(chosen) < count and any(unit[token] @ unit[other] > 0.9 for other in chosen)
-        (skipped if is_copy else chosen).append(token)
-    order = torch.tensor([*chosen, *skipped])
-    return torch.zeros(len(scores)).scatter(0, order, torch.arange(len(scores), 0, -1.0))
+        if len(chosen) == count:
+            break
+        if any(unit[token] @ unit[other] > 0.9 for other in chosen):
+            result[token] /= 10
+        else:
+            chosen.append(token)
+    return result
 
 
 def text_behind(tokens: Tokens, row: int) -> torch.Tensor:
@@ -557,13 +564,15 @@ class Pruner:
             raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
         if arguments.get("shared_kv_states") or arguments.get("prev_topk_indices") is not None:
             raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
-        kept, states = self.choose_positions(retention, arguments["hidden_states"])
+        kept, states = self.choose_positions(layer, retention, arguments["hidden_states"])
         self.run.kept.append(kept)
         self.run.layers.append(layer)
         return {"hidden_states": states}
 
-    def choose_positions(self, retention: float, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The positions [B, L'] of the whole sequence that remain of the running one, of length L.
+    def choose_positions(
+        self, layer: int, retention: float, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions [B, L'] of the whole sequence that remain behind `layer` of the running one, of length L.
 
         Also the hidden states [B, S, ...], those that remain merged with others if the selector says so.
         """
@@ -574,7 +583,7 @@ class Pruner:
             kinds = tuple(kind.gather(1, self.run.kept[-1]) for kind in kinds)
         visual, padding, frame = kinds
         seen = self.seen
-        tokens = Tokens(visual, padding, lambda: entering(seen), frame)
+        tokens = Tokens(visual, padding, lambda: entering(seen), frame, layer)
         length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
         chosen, into = keep_and_merge(tokens, length, self.choose)
         running = self.run.kept[-1] if self.run.kept else torch.arange(self.visual.shape[1]).expand_as(self.visual)

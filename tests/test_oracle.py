@@ -102,7 +102,7 @@ def test_pruned_length(length, visual, retention, expected):
 def tokens_of(*rows):
     """Tokens from rows of letters: p(adding), t(ext), v(isual)."""
     visual, padding = (torch.tensor([[c == kind for c in row] for row in rows]) for kind in "vp")
-    return oracle.Tokens(visual, padding, state=None, frame=oracle.frames(visual, None))
+    return oracle.Tokens(visual, padding, state=None, frame=oracle.frames(visual, None), layer=1)
 
 
 @pytest.mark.parametrize(

@@ -61,4 +61,4 @@ def both(mask, kept=11):
         projected_query=query.transpose(1, 2).flatten(2),
         rotation=turned,
     )
-    return ctx, oracle.Tokens(VISUAL, padding, lambda: state, ctx.frame)
+    return ctx, oracle.Tokens(VISUAL, padding, lambda: state, ctx.frame, ctx.layer)
