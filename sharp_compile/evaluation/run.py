@@ -110,7 +110,7 @@ def _print(request: Request, rows: Sequence[Row]) -> None:
         console.print(_by_kind(layer, retention, shown))
     console.print(
         f"{request.questions} held-out questions a world, each on a video of its own, the same for all rows; "
-        "accuracy and standard error in percent. share: mean accuracy over that of the full model."
+        "accuracy and standard error in percent. share: accuracy over that of the full model, mean over the worlds."
     )
 
 
