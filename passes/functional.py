@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from .nodes import arguments, example, example_tensor, is_vmapped, writes_into_first
 from .sizes import expression
 
-_OPERATORS = {
+IN_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -64,7 +64,7 @@ def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order:
     with graph.inserting_before(node):
         new = graph.create_node(kind, function, args, dict(node.kwargs))
         new.meta = dict(node.meta) | {"example_value": value}
-        computes = node.target in _OPERATORS or str(node.target)[:-1] in _ARITHMETIC
+        computes = node.target in IN_PLACE or str(node.target)[:-1] in _ARITHMETIC
         if computes and torch.result_type(value, example(args[1])) != value.dtype:
             new = graph.call_method("to", (new, value.dtype))
             new.meta = dict(node.meta) | {"example_value": value}
@@ -87,8 +87,8 @@ def _as_new(node: Node) -> tuple[str, Any, tuple[Any, ...]] | None:
         if by_tensors and into is not None and of is not None and into.dtype == of.dtype:
             return "call_function", torch.ops.aten.index_put.default, (target, indices, value)
         return None
-    if node.target in _OPERATORS and example_tensor(target) is not None:
-        return "call_function", _OPERATORS[node.target], (target, *rest)
+    if node.target in IN_PLACE and example_tensor(target) is not None:
+        return "call_function", IN_PLACE[node.target], (target, *rest)
     if node.target == "copy_":
         return "call_function", torch.ops.aten.copy.default, (target, *rest)
     if node.op == "call_method" and writes_into_first(node) and str(node.target)[:-1] in _METHODS:

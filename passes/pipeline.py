@@ -25,9 +25,11 @@ from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
 from .functional import make_functional
+from .hoist import hoist
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
 from .probe import least_tokens, probe
+from .queries import query_module
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
@@ -44,13 +46,15 @@ class Pruned:
     ``layer`` is the one behind the last cut, ``remark`` says why a cut is not where it was asked for ("" if it is).
     The tensors are the kept positions ``[B, S']`` int64, the scores that led to the first cut, ``[B, S]`` float32 with
     NaN where a token is not visual, and the number of text tokens of each row, ``[B]`` int64.
-    ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones.
+    ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones. ``hoisted`` says that the
+    first cut is at the input of its layer, for all but keys and values.
     """
 
     layer: int
     num_layers: int
     remark: str
     lengths: dict[str, int | Node]
+    hoisted: bool
 
 
 def copy_of(module: GraphModule) -> GraphModule:
@@ -109,9 +113,22 @@ def prune(
     steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
-    plans = probe(module.graph, injection.embeddings, [place.after for place in places], capacities)
+    cuts = [place.after for place in places]
+    hoisted, queries = None, None
+    if config.hoist and not (merging or buffers or flex or steered):
+        hoisted = hoist(places[0])
+    if hoisted is not None:
+        try:
+            cuts[0] = hoisted.entry
+            plans = probe(module.graph, injection.embeddings, cuts, capacities, hoisted.tokenwise)
+            queries = query_module(hoisted, plans)
+        except CannotPrune:
+            hoisted.undo()
+            hoisted, cuts[0] = None, places[0].after
+    if hoisted is None:
+        plans = probe(module.graph, injection.embeddings, cuts, capacities)
     # From here on the graph is rewritten.
-    shrinker = Shrinker(emit, plans, injection.embeddings, [place.after for place in places])
+    shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
@@ -139,10 +156,21 @@ def prune(
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)
             positions, scores, into, tokens = emit_selection(
-                emit, place.cut.layer, attention, hidden, rotation, tokens, chosen, pruned, merging
+                emit,
+                place.cut.layer,
+                attention,
+                hidden,
+                rotation,
+                tokens,
+                chosen,
+                pruned,
+                merging,
+                queries if stage == 0 else None,
             )
         all_scores.append(scores)
         shrinker.enter(positions, pruned, into)
+        if hoisted is not None and stage == 0:
+            hoisted.finish(emit, positions)
     _return_also(module.graph, shrinker.stages[-1].original, all_scores[0], text)
     write_back(emit, flex)
     module.graph.lint()
@@ -153,7 +181,7 @@ def prune(
         "kept_tokens": kept,
         "pruned_length": pruned,
     }
-    return Pruned(places[-1].cut.layer, len(decoder.layers), remark, lengths)
+    return Pruned(places[-1].cut.layer, len(decoder.layers), remark, lengths, hoisted is not None)
 
 
 def _name_of(selector: str | Callable[..., Any]) -> str:

@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
+from .hoist import attend
 from .nodes import example, leaves_of, run, stand_in, where, with_leaves, writes_into_first
 from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
@@ -102,7 +103,11 @@ class _Choice:
 
 
 def probe(
-    graph: Graph, embeddings: Node, cuts: Sequence[Node], capacities: Collection[int | SymInt] = ()
+    graph: Graph,
+    embeddings: Node,
+    cuts: Sequence[Node],
+    capacities: Collection[int | SymInt] = (),
+    tokenwise: Collection[Node] = (),
 ) -> dict[Node, NodePlan]:
     """Plans every node behind the first of `cuts`.
 
@@ -111,6 +116,7 @@ def probe(
         embeddings: the node ``[B, S, C]`` that shows the full length and the number of rows.
         cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
         capacities: sizes of axes that hold the S tokens and, behind them, room for more (of static caches).
+        tokenwise: nodes behind the first cut that must treat each token for itself (see `passes.hoist`).
 
     Returns:
         A plan for each node behind the first cut, in the order of the graph.
@@ -118,7 +124,7 @@ def probe(
     Raises:
         CannotPrune: where a node can't be proven right with fewer tokens.
     """
-    return _Probe(graph, embeddings, cuts, capacities).run()
+    return _Probe(graph, embeddings, cuts, capacities, tokenwise).run()
 
 
 def least_tokens(plans: dict[Node, NodePlan]) -> int:
@@ -135,9 +141,14 @@ def least_tokens(plans: dict[Node, NodePlan]) -> int:
 
 class _Probe:
     def __init__(
-        self, graph: Graph, embeddings: Node, cuts: Sequence[Node], capacities: Collection[int | SymInt]
+        self,
+        graph: Graph,
+        embeddings: Node,
+        cuts: Sequence[Node],
+        capacities: Collection[int | SymInt],
+        tokenwise: Collection[Node],
     ) -> None:
-        self.graph, self.cuts = graph, cuts
+        self.graph, self.cuts, self.tokenwise = graph, cuts, tokenwise
         self.mode = FakeTensorMode()
         rows, length, self.channels = example(embeddings).shape
         self.length, self.rows = expression(length), expression(rows)
@@ -180,7 +191,8 @@ class _Probe:
         # Layers repeat: a node whose arguments look like an earlier one's has its plan.
         structure = str(with_leaves(node, [None] * len(leaves)))
         seen = [(self._is_side(leaf), *map(_signature, chosen)) for leaf, chosen in zip(leaves, choices, strict=True)]
-        key = (node.op, node.target, stage, structure, tuple(seen), str(tree_map(_describe, example(node))))
+        alone = node in self.tokenwise
+        key = (node.op, node.target, stage, alone, structure, tuple(seen), str(tree_map(_describe, example(node))))
         if key not in self.memo:
             self.memo[key] = self._search(node, choices)
         return self.memo[key]
@@ -222,13 +234,18 @@ class _Probe:
             if isinstance(choice.value, Tensor) and self._is_side(leaf)
         ]
         with torch.no_grad(), self.mode, _quiet():
-            if is_sdpa(node):
-                self._check_sdpa(**sdpa_arguments(args, kwargs))
+            alone = node in self.tokenwise
+            if node.target is attend:
+                self._check_attend(*args)
                 result = run(node, args, kwargs)
-            elif node.target in SEQUENCE_FUNCTIONS:
+            elif is_sdpa(node) or node.target in SEQUENCE_FUNCTIONS:
+                if alone:
+                    raise Refused("it mixes tokens")
+                if is_sdpa(node):
+                    self._check_sdpa(**sdpa_arguments(args, kwargs))
                 result = run(node, args, kwargs)
             else:
-                with TokenRules(self.marks, read_only=side):
+                with TokenRules(self.marks, side, alone):
                     result = run(node, args, kwargs)
         self._check_shapes(example(node), result)
         return result
@@ -251,6 +268,12 @@ class _Probe:
             raise Refused("causal attention has more keys than queries: a cache that holds tokens already")
         if attn_mask is not None:
             attn_mask.expand(*query.shape[:-1], key.shape[-2])
+
+    def _check_attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Kept tokens attend to all tokens."""
+        if self.marks.token(key.shape[-2]) or not self.marks.token(query.shape[-2]):
+            raise Refused("it is not attention of the kept tokens to all")
+        self._check_sdpa(query, key, value, mask)
 
     def _check_shapes(self, traced: Any, probed: Any) -> None:
         """`probed` must be `traced` with the full length and the rows replaced by their primes."""

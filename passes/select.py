@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ..kernels.attention_rows import may_see
 from ..kernels.keep import keep_positions
 from ..selectors import Context, Rule
+from ..selectors.context import among
 from .attention import Attention
 from .emit import Emitter
 from .errors import CannotPrune
@@ -116,6 +117,7 @@ def emit_selection(
     rule: Rule,
     kept: int | Node,
     merging: bool,
+    queries: tuple[GraphModule, list[Node]] | None = None,
 ) -> tuple[Node, Node, Node | None, Tokens]:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
@@ -129,6 +131,7 @@ def emit_selection(
         rule: the selection rule.
         kept: how many tokens a row keeps, a number or the node of one.
         merging: what `merges` says of the rule.
+        queries: the function of `passes.queries` and its inputs, where the layer does not compute all queries.
 
     Returns:
         The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer; that of the scores,
@@ -136,15 +139,21 @@ def emit_selection(
         ``[B, S]`` int64, None without merging; and the kinds of the kept tokens.
     """
     rotate, state, rotation_inputs = _layer_state(attention, rotation)
+    asked, query_inputs = queries or (None, [])
+    if asked is not None:
+        state[0] = None
 
     def select(
         hidden: Tensor, is_visual: Tensor, is_padding: Tensor, frame: Tensor, kept: int, *others: Any
     ) -> tuple[Tensor, ...]:
         kinds = is_visual, is_padding, frame
         of_layer, others = others[: len(state)], others[len(state) :]
-        constants, inputs = others[: len(rule.constants)], others[len(rule.constants) :]
+        constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
+        inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
         with torch.no_grad():
             context = _context(layer, hidden, kinds, kept, of_layer, rotate, inputs)
+            if asked is not None:
+                context = replace(context, queries=_computed(asked, of_queries, is_visual))
             scores, into = _checked(rule.score(context, *constants), is_visual)
             if (into is not None) != merging:
                 raise ValueError("the selector must return a pair always or never, on fake tensors too")
@@ -163,6 +172,7 @@ def emit_selection(
         *state,
         *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
+        *query_inputs,
         results=5 + merging,
     )
     return positions, scores, others[3] if merging else None, Tokens(*others[:3])
@@ -175,13 +185,14 @@ def _layer_state(
 
     Returns:
         A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
-        rotation, the mask and the scale, all None without attention; and these nodes.
+        rotation, the mask, the scale and the number of heads, all None without attention; and these nodes.
     """
     if attention is None or rotation is None:
-        return lambda keys: keys, [None] * 6, []
+        return lambda keys: keys, [None] * 7, []
     rotate, inputs = rotation_module(rotation)
     unrotated = [rotation.unrotated, rotation.by_token]
-    return rotate, [attention.query, attention.key, *unrotated, attention.mask, attention.scale], inputs
+    heads = example(attention.query).shape[1]
+    return rotate, [attention.query, attention.key, *unrotated, attention.mask, attention.scale, heads], inputs
 
 
 def _context(
@@ -195,14 +206,15 @@ def _context(
 ) -> Context:
     """The context of a layer's tensors: those of `Tokens`, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
-    query, key, unrotated, by_token, mask, scale = state
+    query, key, unrotated, by_token, mask, scale, heads = state
     if by_token:
         unrotated = unrotated.transpose(1, 2)
     if mask is not None:
         # Columns behind the tokens are room in a cache.
         mask = mask[..., : hidden.shape[1]]
     return Context(
-        query,
+        among(query),
+        heads,
         key,
         unrotated,
         hidden,
@@ -215,6 +227,17 @@ def _context(
         layer,
         rotate=lambda keys: rotate(keys, *inputs),
     )
+
+
+def _computed(module: GraphModule, inputs: Sequence[Tensor], is_visual: Tensor) -> Callable[[Tensor | None], Tensor]:
+    """`Context.queries` of a layer that has not computed them, by the function of `passes.queries`."""
+
+    def queries(rows: Tensor | None) -> Tensor:
+        if rows is None:
+            rows = torch.arange(is_visual.shape[1], device=is_visual.device)
+        return module(rows.expand(is_visual.shape[0], -1), *inputs)
+
+    return queries
 
 
 def _standing(into: Tensor, may_merge: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class Shrinker:
             calls = [(positions, [of_cut]), (original, sides)]
         for places, wanted in calls:
             if wanted:
-                take = _taking_together(tuple(_layout(repair) for _, repair in wanted))
-                nodes = self.emit(take, places, *(leaf for leaf, _ in wanted), results=len(wanted))
+                together = _taking_together(tuple(_layout(repair) for _, repair in wanted))
+                nodes = self.emit(together, places, *(leaf for leaf, _ in wanted), results=len(wanted))
                 made |= zip(wanted, nodes if len(wanted) > 1 else [nodes], strict=True)
         return made.pop(of_cut), made
 
@@ -148,10 +148,10 @@ class Shrinker:
             positions = self._positions(repair.stage, stage)
             length = self.stages[repair.stage - 1].length if repair.stage else self.emit.size(self.embeddings, 1)
             if repair.merged:
-                made[node, repair] = self.emit(_take_merged, node, positions, repair.axes[0], length)
+                made[node, repair] = self.emit(take_merged, node, positions, repair.axes[0], length)
             else:
                 how = (repair.axes, repair.batch_axis, repair.batch_is_new, repair.roomy)
-                made[node, repair] = self.emit(_take, node, positions, length, *how)
+                made[node, repair] = self.emit(take, node, positions, length, *how)
         return made[node, repair]
 
     def _positions(self, source: int, stage: int) -> Node:
@@ -204,7 +204,7 @@ def _taking_together(layouts: tuple[tuple[int, int | None, bool], ...]) -> Calla
     return take_together
 
 
-def _take(
+def take(
     value: Tensor,
     positions: Tensor,
     length: int,
@@ -225,6 +225,6 @@ def _take(
     return value
 
 
-def _take_merged(value: Tensor, positions: Tensor, axis: int, length: int) -> Tensor:
+def take_merged(value: Tensor, positions: Tensor, axis: int, length: int) -> Tensor:
     """The same for an axis that holds ``length`` tokens of one row after the other."""
     return gather_tokens(value.unflatten(axis, (-1, length)), positions, axis + 1, axis).flatten(axis, axis + 1)

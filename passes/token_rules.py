@@ -113,10 +113,14 @@ def _divisors(number: int) -> list[int]:
 class TokenRules(TorchDispatchMode):
     """Runs operators, and raises `Refused` for one that must not see tokens the way it does."""
 
-    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = ()) -> None:
-        """Takes the lengths that mark axes, and the tensors that no operator may write into."""
+    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = (), alone: bool = False) -> None:
+        """Takes the lengths that mark axes, the tensors that no operator may write into, and whether tokens may mix.
+
+        With ``alone`` each token must be treated for itself: no attention, nor anything that mixes tokens in its way.
+        """
         super().__init__()
         self.marks = marks
+        self.alone = alone
         self.read_only = {tensor.untyped_storage()._cdata for tensor in read_only}
 
     def __torch_dispatch__(
@@ -141,10 +145,27 @@ class TokenRules(TorchDispatchMode):
         moves_rows = _RULES.get(func.overloadpacket) is TokenRules.reshape and self.marks.batch
         if moves_rows or any(self._token_axes(each) for each in tensors):
             self._rule(func)(self, func, named, result)
+            if self.alone:
+                self._check_alone(func, named)
         return result
 
     def _token_axes(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if self.marks.token(size)]
+
+    def _check_alone(self, func: Any, given: dict[str, Any]) -> None:
+        packet = func.overloadpacket
+        mixes = packet in _ATTENTION or packet in SEQUENCE_FUNCTIONS
+        if packet in _SOFTMAX:
+            mixes = given["dim"] % given["self"].ndim in self._token_axes(given["self"])
+        elif packet in _CONTRACTED:
+            value = given[_CONTRACTED[packet]]
+            mixes = value.ndim - 1 in self._token_axes(value)
+        elif packet is aten.slice:
+            mixes = (given.get("start") or 0) < 0 and given.get("dim", 0) % given["self"].ndim in self._token_axes(
+                given["self"]
+            )
+        if mixes:
+            raise Refused(f"{func} mixes tokens")
 
     def _rule(self, func: Any) -> Callable[..., None]:
         rule = _RULES.get(func.overloadpacket)
@@ -239,6 +260,25 @@ class TokenRules(TorchDispatchMode):
 
 
 _LAST_BY_DEFAULT = {aten.topk, aten.sort}
+_SOFTMAX = {aten._softmax, aten._log_softmax, aten._safe_softmax}
+# Products, with the name of the argument whose last axis is summed over.
+_CONTRACTED = {
+    aten.mm: "self",
+    aten.bmm: "self",
+    aten.matmul: "self",
+    aten._grouped_mm: "self",
+    aten.linear: "input",
+    aten.addmm: "mat1",
+    aten.baddbmm: "batch1",
+}
+_ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_fused_attention_overrideable,
+    aten._scaled_dot_product_attention_math,
+}
 _RULES: dict[Any, Callable[..., None]] = {
     operator: rule
     for rule, operators in {
@@ -247,8 +287,7 @@ _RULES: dict[Any, Callable[..., None]] = {
             *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.lift_fresh, aten.lift_fresh_copy),
             *(aten.expand, aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze),
             *(aten.copy, aten.copy_, aten.fill_, aten.stack),
-            *(aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.linear, aten.matmul, aten._grouped_mm),
-            *(aten._softmax, aten._log_softmax, aten._safe_softmax, aten.native_dropout, aten.dropout),
+            *(*_CONTRACTED, *_SOFTMAX, *_ATTENTION, aten.native_dropout, aten.dropout),
             *(
                 aten.zeros_like,
                 aten.ones_like,
@@ -263,9 +302,6 @@ _RULES: dict[Any, Callable[..., None]] = {
             ),
             *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
             *(aten.floor_divide, aten.remainder),
-            *(aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention),
-            *(aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention),
-            *(aten._scaled_dot_product_fused_attention_overrideable, aten._scaled_dot_product_attention_math),
         ),
         TokenRules.reshape: (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias),
         TokenRules.over_dims: (

@@ -112,7 +112,9 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
         _skip(made, config)
         return _inner(module, inputs, config)
     how = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
-    made = report.add(GraphReport(True, _with_remark(how, pruned), pruned.layer, pruned.num_layers))
+    made = report.add(
+        GraphReport(True, _with_remark(how, pruned), pruned.layer, pruned.num_layers, hoisted=pruned.hoisted)
+    )
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
@@ -263,7 +265,7 @@ class LinkedGraph:
             return None
         self.takes_over = True
         self.report.pruned, self.report.num_layers = True, pruned.num_layers
-        self.report.layer = pruned.layer
+        self.report.layer, self.report.hoisted = pruned.layer, pruned.hoisted
         how = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         self.report.reason = _with_remark(how, pruned)
         _log_graphs(self.report, self.module, copy)

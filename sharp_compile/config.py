@@ -33,6 +33,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "debias": "rotary",
         "dedup": "hidden",
         "seed": 0,
+        "hoist": True,
         "inner": "inductor",
         "inductor": MappingProxyType({}),
         "on_skip": "warn",
@@ -105,6 +106,7 @@ class Config:
     debias: Debias | None
     dedup: Dedup | None
     seed: int
+    hoist: bool
     inner: str | Callable[..., Any]
     inductor: tuple[tuple[str, Any], ...]
     on_skip: str
@@ -145,6 +147,7 @@ class Config:
             debias=debias,
             dedup=_part("dedup", given, selector),
             seed=_seed(values["seed"]),
+            hoist=_hoist(values["hoist"]),
             inner=inner,
             inductor=_inductor(values["inductor"], inner),
             on_skip=_on_skip(values["on_skip"]),
@@ -251,6 +254,13 @@ def _seed(value: object) -> int:
     if seed is None or seed >= 2**63:
         raise _refusal("seed", value, "must be an integer, 0 or more and below 2**63")
     return seed
+
+
+def _hoist(value: object) -> bool:
+    """Return whether the scoring layer may compute for kept tokens only what no other token needs."""
+    if isinstance(value, bool):
+        return value
+    raise _refusal("hoist", value, "must be True or False")
 
 
 def _inner(value: Any) -> str | Callable[..., Any]:

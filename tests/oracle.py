@@ -569,9 +569,7 @@ class Pruner:
         self.run.layers.append(layer)
         return {"hidden_states": states}
 
-    def choose_positions(
-        self, layer: int, retention: float, states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose_positions(self, layer: int, retention: float, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The positions [B, L'] of the whole sequence that remain behind `layer` of the running one, of length L.
 
         Also the hidden states [B, S, ...], those that remain merged with others if the selector says so.

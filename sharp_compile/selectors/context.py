@@ -27,7 +27,9 @@ class Context:
     ignored where it leads from or to a token that is not visual.
 
     Attributes:
-        query: ``[B, H, S, D]``, after rotary embedding.
+        queries: gives the queries after rotary embedding of some positions, ``[T]`` or ``[B, T]`` int64, as
+            ``[B, H, T, D]``; those of all for None. A layer may compute only what is asked for.
+        heads: H.
         grouped_key: ``[B, Hkv, S, D]``, after rotary embedding, as the graph holds it.
         grouped_key_unrotated: ``[B, Hkv, S, D]`` or with H heads, before it.
         hidden: ``[B, S, C]``, the hidden states that enter the layer.
@@ -43,7 +45,8 @@ class Context:
         rotate: applies the layer's rotary embedding to keys laid out like ``grouped_key_unrotated``.
     """
 
-    query: Tensor
+    queries: Callable[[Tensor | None], Tensor]
+    heads: int
     grouped_key: Tensor
     grouped_key_unrotated: Tensor
     hidden: Tensor
@@ -55,6 +58,11 @@ class Context:
     kept: int
     layer: int
     rotate: Callable[[Tensor], Tensor]
+
+    @property
+    def query(self) -> Tensor:
+        """``[B, H, S, D]``: all queries, after rotary embedding."""
+        return self.queries(None)
 
     @property
     def key(self) -> Tensor:
@@ -75,11 +83,12 @@ class Context:
         are then the layer's own at distance 0.
         """
         unrotated = self.grouped_key_unrotated
-        heads, share = self.query.shape[1], self.query.shape[1] // unrotated.shape[1]
+        share = self.heads // unrotated.shape[1]
         transposed = torch.func.vjp(lambda keys: self._for_each_head(self.rotate(keys)), unrotated)[1]
         # The transpose adds up the heads that share a key: each of them is asked for alone.
-        number = torch.arange(heads, device=self.query.device)[:, None, None] % share
-        alone = [transposed(self.query * (number == place))[0] for place in range(share)]
+        query = self.query
+        number = torch.arange(self.heads, device=query.device)[:, None, None] % share
+        alone = [transposed(query * (number == place))[0] for place in range(share)]
         return torch.stack(alone, dim=2).flatten(1, 2)
 
     @property
@@ -94,8 +103,8 @@ class Context:
         return (self.kept - text).minimum(self.is_visual.sum(1)).clamp_min(0)
 
     def attention(self, rows: Tensor) -> Tensor:
-        """``[B, H, T, S]`` float32: the probabilities of the query positions `rows` ``[T]``."""
-        return attention_rows(self.query, self.grouped_key, rows, self.scale, self.mask)
+        """``[B, H, T, S]`` float32: the probabilities of the query positions `rows`, ``[T]`` or ``[B, T]``."""
+        return attention_rows(self.queries(rows), self.grouped_key, self.mask_of(rows), self.scale)
 
     def mask_of(self, rows: Tensor) -> Tensor:
         """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions `rows`, ``[T]`` or ``[B, T]``.
@@ -119,4 +128,17 @@ class Context:
         return may_see(self.mask_of(rows))
 
     def _for_each_head(self, key: Tensor) -> Tensor:
-        return key.repeat_interleave(self.query.shape[1] // key.shape[1], dim=1)
+        return key.repeat_interleave(self.heads // key.shape[1], dim=1)
+
+
+def among(query: Tensor) -> Callable[[Tensor | None], Tensor]:
+    """`Context.queries` of a layer whose queries ``[B, H, S, D]`` are all there."""
+
+    def queries(rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return query
+        if rows.ndim == 1:
+            return query.index_select(2, rows)
+        return query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+
+    return queries

@@ -27,7 +27,7 @@ def sparsevlm(ctx: Context) -> Tensor:
     rows, is_text = text_rows(ctx)
     raters = _raters(ctx, rows, is_text).to(torch.float32)
     weight = raters / raters.sum(1, keepdim=True)
-    query = ctx.query.index_select(2, rows)
+    query = ctx.queries(rows)
     return received_attention(query, ctx.grouped_key, weight, ctx.mask_of(rows), ctx.scale)
 
 

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from sharp_compile.config import Config
 from sharp_compile.selectors import Context
 from sharp_compile.selectors import rule as rule_of
+from sharp_compile.selectors.context import among
 
 
 def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=None, **changes):
@@ -30,7 +31,9 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
         "layer": 0,
         "rotate": rotate or (lambda keys: keys),
     }
-    return Context(**(state | changes))
+    state |= changes
+    query = state.pop("query")
+    return Context(queries=among(query), heads=query.shape[1], **state)
 
 
 def rule(**options):

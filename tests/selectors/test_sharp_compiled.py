@@ -10,6 +10,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sharp_compile.selectors import Context
+from sharp_compile.selectors.context import among
 from tests.selectors.test_selectors import rule
 from tests.toy import Toy, toy_inputs
 
@@ -28,9 +29,8 @@ def selection(length, **options):
             return keys * table[:, None]
 
         padding = torch.zeros_like(is_visual)
-        context = Context(
-            query, rotate(unrotated), unrotated, hidden, is_visual, padding, frame, None, None, kept, 0, rotate
-        )
+        state = among(query), 4, rotate(unrotated), unrotated
+        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, 0, rotate)
         return keep_positions(score(context), is_visual, padding, kept)
 
     return select, (query, unrotated, hidden, is_visual, frame, table)

@@ -66,8 +66,7 @@ def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
     rows = rows.clamp_max(ctx.is_visual.shape[1] - 1)
     own = segments(ctx.frame, content(ctx), segment)
     visible = ctx.visible_to(rows) & inside(own, own.gather(1, rows))[:, None]
-    query = ctx.query.gather(2, rows[:, None, :, None].expand(-1, ctx.query.shape[1], -1, ctx.query.shape[3]))
-    return received_attention(query, ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
+    return received_attention(ctx.queries(rows), ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
 
 
 def _change(frame: Tensor, vectors: Tensor) -> Tensor:

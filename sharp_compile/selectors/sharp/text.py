@@ -43,7 +43,7 @@ def text_query(ctx: Context) -> Tensor:
     number = others.sum(1, keepdim=True)
     share = (number > 0) * _UNREAD ** (ctx.layer + 1)
     weight = torch.where(is_last, 1 - share, others * share / number.clamp_min(1))
-    query = ctx.query.index_select(2, rows)
+    query = ctx.queries(rows)
     return (query.float() * weight[:, None, :, None]).sum(2, keepdim=True).to(query.dtype)
 
 
