@@ -24,7 +24,7 @@ IN_PLACE = {
     operator.itruediv: operator.truediv,
 }
 _ARITHMETIC = ("add", "sub", "mul", "div")
-_METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "clamp")
+_METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "scatter", "clamp")
 
 
 def make_functional(graph: Graph, source: Node) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from .attention import is_sdpa, sdpa_arguments
+from .attention import Attention, is_sdpa, sdpa_arguments
 from .cuts import Place
 from .emit import Emitter
 from .functional import IN_PLACE
@@ -87,7 +87,7 @@ class Hoisted:
         node.graph.erase_node(self.entry)
 
 
-def hoist(place: Place) -> Hoisted | None:
+def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
     """Moves the cut of a place to the input of its layer.
 
     What the layer's own keys, values and mask are computed from stays at full length. What both they and the rest of
@@ -96,18 +96,19 @@ def hoist(place: Place) -> Hoisted | None:
 
     Args:
         place: where the cut is, in a graph that is changed.
+        layer: the attention of the layer, whether or not it is scored.
+        keys: its keys, without the room of a static cache.
 
     Returns:
-        None, and the graph as it was, where the layer has no fused attention of all tokens to each other, or where
-        something outside of it reads what is between its input and its end.
+        None, and the graph as it was, where the layer has no fused attention or one with dropout, or where something
+        outside of the layer reads what is between its input and its end.
     """
-    attention = None if place.attention is None else place.attention.output
-    if attention is None or not is_sdpa(attention):
+    attention = layer.output
+    if not is_sdpa(attention) or expression(example(keys).shape[-2]) != expression(example(layer.query).shape[-2]):
         return None
     given = sdpa_arguments(attention.args, attention.kwargs)
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
-    lengths = {expression(example(each).shape[-2]) for each in (query, key, value)}
-    if len(lengths) > 1 or given.get("dropout_p"):
+    if given.get("dropout_p"):
         return None
     graph, hidden = attention.graph, place.hidden
     below = _reached([hidden], lambda node: node.users)

@@ -115,8 +115,9 @@ def prune(
         check_maskable(decoder, places[0].cut.layer)
     cuts = [place.after for place in places]
     hoisted, queries = None, None
-    if config.hoist and not (merging or buffers or flex or steered):
-        hoisted = hoist(places[0])
+    layer = decoder.layers[places[0].cut.layer]
+    if config.hoist and layer is not None and not (merging or steered):
+        hoisted = hoist(places[0], layer, scored_attention(layer, buffers).key)
     if hoisted is not None:
         try:
             cuts[0] = hoisted.entry

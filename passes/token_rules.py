@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .sequence_functions import SEQUENCE_FUNCTIONS
+from .sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 
 aten = torch.ops.aten
 
@@ -169,7 +169,8 @@ class TokenRules(TorchDispatchMode):
 
     def _rule(self, func: Any) -> Callable[..., None]:
         rule = _RULES.get(func.overloadpacket)
-        if rule is None and (torch.Tag.pointwise in func.tags or func.overloadpacket in SEQUENCE_FUNCTIONS):
+        known = SEQUENCE_FUNCTIONS | TOKEN_FUNCTIONS
+        if rule is None and (torch.Tag.pointwise in func.tags or func.overloadpacket in known):
             rule = TokenRules.allowed
         if rule is None:
             raise Refused(f"{func} is not known to be right for fewer tokens")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from sharp_compile.flops import flop_counter
 
 if TYPE_CHECKING:
     from sharp_compile.demo.models import Case
@@ -54,7 +55,7 @@ def twin(model: torch.nn.Module) -> Any:
 
 def eager_flops(case: Case) -> Flops:
     """Count the operations of the model as it is."""
-    with _counter() as counter:
+    with flop_counter() as counter:
         prefill(case, case.model)
     # `generate` calls the vision tower by itself, before the model's forward.
     decoder = sum(counter.get_flop_counts()[type(case.model).__name__].values())
@@ -76,7 +77,7 @@ def pruned_flops(case: Case, options: Mapping[str, Any], eager: Flops) -> Flops:
 
     def count(graph: torch.fx.GraphModule, _example_inputs: Sequence[Any]) -> Callable[..., Any]:
         def run(*inputs: Any) -> Any:
-            with _counter() as counter:
+            with flop_counter() as counter:
                 outputs = graph(*inputs)
             counts[0] += counter.get_total_flops()
             return outputs
@@ -117,16 +118,6 @@ def cache_lengths(output: Any) -> list[int]:
     """Return how many positions each layer has in the cache; 0 for a layer that caches no keys."""
     keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
     return [0 if key is None else int(key.shape[-2]) for key in keys]
-
-
-def _counter() -> FlopCounterMode:
-    """Return PyTorch's counter, taught the one operator that it lacks: attention on a CPU."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-    def flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    return FlopCounterMode(display=False, custom_mapping={attention: flops})
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from ...passes.sequence_functions import SEQUENCE_FUNCTIONS
+from ...passes.sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 
 # By the names of the kernels: each takes a whole sequence, and is causal.
 _KERNELS = {
@@ -30,7 +30,7 @@ def install() -> None:
     import transformers.integrations.moe  # noqa: F401  (it registers the operator)
 
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
-        SEQUENCE_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
+        TOKEN_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
 
 
 def keep_whole(module: ModuleType) -> None:
