@@ -24,6 +24,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Rot
 
 from sharp_compile.config import Config
 from sharp_compile.selectors import Context, rule
+from sharp_compile.selectors.context import among
 
 SHAPES = {
     "Qwen2-0.5B": Qwen2Config(
@@ -62,9 +63,8 @@ def compiled(config: Qwen2Config, tokens: int, moves: bool, options: dict) -> tu
     def select(query, unrotated, hidden, is_visual, frame, cos, sin):  # type: ignore[no-untyped-def]
         key = rotate(unrotated, cos, sin)
         padding = torch.zeros_like(is_visual)
-        context = Context(
-            query, key, unrotated, hidden, is_visual, padding, frame, None, None, kept, lambda k: rotate(k, cos, sin)
-        )
+        state = among(query), heads, key, unrotated
+        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, 1, lambda k: rotate(k, cos, sin))
         positions = keep_positions(chosen.score(context), is_visual, padding, kept)
         return gather_together([value[:, None] for value in (hidden, cos, sin)], positions)
 

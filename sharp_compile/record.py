@@ -36,9 +36,9 @@ def machine() -> str:
     return "; ".join(parts)
 
 
-def write_json(path: Path, rows: Sequence[Any]) -> None:
-    """Write the rows, which are dataclass instances, all or nothing."""
-    content = {"versions": versions(), "machine": machine(), "rows": [asdict(row) for row in rows]}
+def write_json(path: Path, rows: Sequence[Any], **more: Any) -> None:
+    """Write the rows, which are dataclass instances, and more under its own names, all or nothing."""
+    content = {"versions": versions(), "machine": machine(), "rows": [asdict(row) for row in rows], **more}
     write(path, json.dumps(content, indent=2).encode() + b"\n")
 
 

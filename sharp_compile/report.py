@@ -20,6 +20,7 @@ class GraphReport:
         layer: the decoder layer after which it is (the last of several cuts); None where it is not.
         hoisted: whether the scoring layer (the first of several cuts') computes only keys and values for all tokens,
             and all else for the kept ones; None where it is not shortened.
+        passes_s: seconds that our passes took for it; None where it is not shortened.
         num_layers: how many decoder layers the graph has; None where none were looked for.
         sequence_length: S, a number or the text of a symbolic length; likewise the next three.
         pruned_length: S', behind the last cut.
@@ -41,6 +42,7 @@ class GraphReport:
     kept: Tensor | None = None
     scores: Tensor | None = None
     hoisted: bool | None = None
+    passes_s: float | None = None
 
 
 _reports: list[GraphReport] = []

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .demo import demo
 from .evaluate import evaluate
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(bench)
 
 
 def main() -> None:

@@ -6,8 +6,6 @@ answer is there. Vision tower, decoder and language-model head are all part of i
 
 from __future__ import annotations
 
-import copy
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sharp_compile.flops import flop_counter
+from sharp_compile.twin import twin
 
 if TYPE_CHECKING:
     from sharp_compile.demo.models import Case
@@ -45,12 +44,6 @@ class Timing:
 def prefill(case: Case, model: Any) -> Any:
     """Run one prefill with `model`, the case's own or a twin of it, and return what `generate` does."""
     return model.generate(**case.inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
-
-
-def twin(model: torch.nn.Module) -> Any:
-    """Return a second model with the same weights, not copied, to be compiled in another way."""
-    shared = itertools.chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def eager_flops(case: Case) -> Flops:

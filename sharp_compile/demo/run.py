@@ -27,6 +27,7 @@ from sharp_compile.demo.row import Row
 from sharp_compile.evaluation.grade import NotPruned
 from sharp_compile.evaluation.scenes import WORLDS
 from sharp_compile.report import GraphReport
+from sharp_compile.twin import twin
 
 CLIP = Path(__file__).with_name("clip.mp4")
 """The video that is shown if the user brings none."""
@@ -122,7 +123,7 @@ def _one(
 
     torch.compiler.reset()
     sharp_compile.reset()
-    compiled = {name: measure.twin(case.model) for name in ("inductor", "sharp")}
+    compiled = {name: twin(case.model) for name in ("inductor", "sharp")}
     compiled["inductor"].compile(backend="inductor")
     compiled["sharp"].compile(backend="sharp", options=options)
     ways = {"eager": case.model, **compiled}

@@ -30,16 +30,6 @@ def test_functions_are_timed_in_turns_after_a_first_call_each(monkeypatch):
     assert (timings["a"].compilation, timings["b"].compilation) == (7.0, 0.0)
 
 
-def test_a_twin_shares_the_weights_and_nothing_else():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    twin = measure.twin(model)
-    assert twin is not model and twin[0] is not model[0]
-    for ours, theirs in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-        assert ours.data_ptr() == theirs.data_ptr()
-    twin.compile(backend="eager")
-    assert model._compiled_call_impl is None
-
-
 def test_cache_lengths_are_those_of_the_keys_held():
     layers = [SimpleNamespace(keys=torch.zeros(1, 2, length, 4)) for length in (50, 50, 7)]
     state_only = SimpleNamespace(keys=None)
