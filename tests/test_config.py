@@ -179,6 +179,7 @@ def test_the_defaults():
         debias=Debias("rotary", "logit"),
         dedup=Dedup(0.9, "hidden"),
         seed=0,
+        hoist=True,
         inner="inductor",
         inductor=(),
         on_skip="warn",

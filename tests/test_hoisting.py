@@ -47,8 +47,7 @@ def all_queries(ctx):
     return ctx.query.square().sum((1, 3)) + ctx.query_unrotated.sum((1, 3)) + asked
 
 
-@pytest.mark.parametrize("pad", [None, [0, 3]])
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize(("pad", "layer"), [(None, 0), ([0, 3], 2)])
 @pytest.mark.parametrize("selector", ["sharp", "fastv", "visiondrop", "feather", "sparsevlm", "uniform", all_queries])
 def test_the_same_numbers(pad, layer, selector):
     model, inputs = Toy(), toy_inputs(rows=len(pad) if pad else 1, pad=pad)

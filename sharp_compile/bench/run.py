@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -95,8 +96,8 @@ def run(request: Request) -> list[Row]:
         console.print(table)
     console.print(
         f"{record.machine()}. Medians of {request.repeats} interleaved repeats. speed-up: over plain Inductor. "
-        f"limit: FLOPs of the unpruned model over those of the row. Best rates of this machine, measured: {machine.flops / 1e9:.0f} GFLOP/s, "
-        f"{machine.bandwidth / 1e9:.1f} GB/s."
+        "limit: FLOPs of the unpruned model over those of the row. Best rates of this machine, measured: "
+        f"{machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s."
     )
     return rows
 
@@ -219,9 +220,10 @@ def count(request: Request) -> list[MetaRow]:
                 retention = last.numerator / last.denominator
                 rows.append(_meta_row(request, "sharp", counted, full, retention, last.layer))
         gc.collect()
-    table = Table(title=f"{request.model}, {request.depth} layers, {request.dtype}: counted, not run")
-    for heading in ("name", "kept", "layer", "S", "S'", "TFLOPs", "of full", "GB moved", "cache, MB", "peak, GB"):
-        table.add_column(heading, justify="left" if heading == "name" else "right")
+    title = f"{request.model}, {request.depth} layers, {request.dtype}: counted, not run"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("name", "kept", "layer", "S", "S'", "TFLOPs", "of full", "GB moved", "cache GB", "peak GB"):
+        table.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
@@ -232,7 +234,7 @@ def count(request: Request) -> list[MetaRow]:
             f"{row.flops / 1e12:,.1f}",
             f"{row.flops_share:.1%}",
             f"{row.bytes_moved / 1e9:,.1f}",
-            f"{row.kv_bytes / 1e6:,.0f}",
+            f"{row.kv_bytes / 1e9:,.2f}",
             f"{row.activation_peak_bytes / 1e9:,.2f}",
         )
     Console().print(table)
@@ -282,30 +284,26 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
     """The speeds, and what else there is to know of each way."""
     title = f"{request.model}: {request.depth} layers of width {request.shape.hidden_size}, {request.dtype}"
-    times = Table(title=f"{title}: prefill")
-    others = Table(title="Memory, compilation, decoding")
+    times = Table(title=f"{title}: prefill", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    others = Table(title="Memory, compilation, decoding", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for table, headings in (
-        (times, ("seconds", "speed-up", "limit", "of limit")),
+        (times, ("seconds", "speed-up", "limit", "of it")),
         (others, ("peak MB", "compile s", "passes s", "decode ms")),
     ):
-        for heading in ("way", "selector", "cut", "tokens", *headings):
+        for heading in ("way", "cut", "tokens", *headings):
             table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
     for row in rows:
-        cut = (
-            row.name,
-            row.selector or "",
-            "" if row.retention is None else f"{row.retention:.0%} after {row.layer}",
-            f"{row.sequence_length} -> {row.pruned_length}" if row.retention is not None else str(row.sequence_length),
-        )
+        kept = "" if row.retention is None else f"{row.selector}, {row.retention:.0%} after {row.layer}"
+        way = row.name, kept, f"{row.sequence_length}>{row.pruned_length}" if kept else f"{row.sequence_length}"
         times.add_row(
-            *cut,
+            *way,
             f"{row.median_s:.3f}",
             f"{row.speedup_vs_inductor:.2f}",
             f"{row.flop_limit:.2f}",
             f"{row.fraction_of_limit:.0%}",
         )
         others.add_row(
-            *cut,
+            *way,
             f"{row.peak_bytes / 1e6:.0f}",
             f"{row.compile_s:.1f}",
             "" if row.passes_s is None else f"{row.passes_s:.2f}",
