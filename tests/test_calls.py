@@ -82,7 +82,7 @@ def gradients(model, inputs):
     answered = model(**inputs).logits[:, -1]
     norm = oracle.text_model(model).norm.weight
     parameters = [parameter for parameter in model.parameters() if parameter is not norm]
-    return [answered.detach(), *torch.autograd.grad(answered.square().sum(), parameters, materialize_grads=True)]
+    return [answered.detach(), *torch.autograd.grad(answered.sum(), parameters, materialize_grads=True)]
 
 
 CALLS = {
