@@ -115,9 +115,10 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
     above = _reached([place.after], lambda node: node.all_input_nodes)
     read = [node for node in (key, value, mask) if node is not None]
     front = below & _reached(read, lambda node: node.all_input_nodes)
-    rest = [node for node in graph.nodes if node in below & above and node not in front]
-    behind = _reached([place.after], lambda node: node.users) | set(rest)
-    if query not in rest or any(user.op == "output" or user not in behind for node in rest for user in node.users):
+    between = (below & above) - front
+    rest = [node for node in graph.nodes if node in between]
+    behind = _reached([place.after], lambda node: node.users) | between
+    if query not in between or any(user.op == "output" or user not in behind for node in rest for user in node.users):
         return None
     if any(_writes(node) for node in (*front - {hidden}, *rest)):
         return None
@@ -126,9 +127,9 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
     attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}
     order = list(graph.nodes)
     for node in order[: order.index(attention)]:
-        if node in rest:
+        if node in between:
             attention.prepend(node)
-    first = next(node for node in graph.nodes if node in rest)
+    first = next(node for node in graph.nodes if node in between)
     with graph.inserting_before(first):
         entry = graph.call_function(_enter, (hidden,))
     entry.meta = {"example_value": example(hidden)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +218,6 @@ def count(request: Request) -> list[MetaRow]:
                 counted = _counted(request, options, visual)
                 retention = last.numerator / last.denominator
                 rows.append(_meta_row(request, "sharp", counted, full, retention, last.layer))
-        gc.collect()
     title = f"{request.model}, {request.depth} layers, {request.dtype}: counted, not run"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("name", "kept", "layer", "S", "S'", "TFLOPs", "of full", "GB moved", "cache GB", "peak GB"):
