@@ -14,15 +14,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .nodes import arguments, example, example_tensor, is_vmapped, writes_into_first
+from .nodes import IN_PLACE, arguments, example, example_tensor, is_vmapped, writes_into_first
 from .sizes import expression
 
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 _ARITHMETIC = ("add", "sub", "mul", "div")
 _METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "scatter", "clamp")
 

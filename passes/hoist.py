@@ -25,8 +25,7 @@ from torch.fx.node import map_arg
 from .attention import Attention, is_sdpa, sdpa_arguments
 from .cuts import Place
 from .emit import Emitter
-from .functional import IN_PLACE
-from .nodes import example, example_tensor, writes_into_first
+from .nodes import example, writes_into_first
 from .sizes import expression
 
 
@@ -120,7 +119,8 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
     behind = _reached([place.after], lambda node: node.users) | between
     if query not in between or any(user.op == "output" or user not in behind for node in rest for user in node.users):
         return None
-    if any(_writes(node) for node in (*front - {hidden}, *rest)):
+    # What is copied must not be changed by others later on.
+    if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
         return None
     before = attention.target, attention.args, attention.kwargs
     attention.target = attend
@@ -154,12 +154,6 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
             node.args, node.kwargs = map_arg(node.args, of_kept), map_arg(node.kwargs, of_kept)
     tokenwise = frozenset([*rest, *copies.values()])
     return Hoisted(entry, hidden, query, tokenwise, attention, copies, before)
-
-
-def _writes(node: Node) -> bool:
-    """Whether a node changes a tensor: what is copied must not be changed by others later on."""
-    in_place = node.target in IN_PLACE and example_tensor(node.args[0]) is not None
-    return in_place or writes_into_first(node)
 
 
 def _enter(hidden: Tensor) -> Tensor:

@@ -15,6 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from .sizes import hint
 
+IN_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+"""Assignments such as ``a += b``, which write into a tensor, and what gives the same as a new one."""
+
 
 def example(argument: Any) -> Any:
     """The value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
@@ -81,7 +89,9 @@ def with_leaves(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dic
 
 
 def writes_into_first(node: Node) -> bool:
-    """Whether a node changes its first argument: an assignment to a part of it, or a method in place."""
+    """Whether a node changes its first argument: an assignment to it or a part of it, or a method in place."""
+    if node.target in IN_PLACE:
+        return example_tensor(node.args[0]) is not None
     in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
     return in_place or node.target is operator.setitem
 

@@ -164,7 +164,7 @@ def counting():
 def test_many_lengths_compile_twice_at_most(dynamic):
     model, (inner, graphs) = Toy(), counting()
     fast = compiled(model, dynamic=dynamic, inner=inner, selector="sharp")
-    for visual in (20, 30, 60, 25, 90, 41, 100, 33):
+    for visual in (20, 30, 60, 25, 90, 41, 100, 33, *range(43, 79, 3)):
         inputs = toy_inputs(visual)
         logits, _ = fast(**inputs)
         kept = [r.kept for r in sharp_compile.reports() if r.kept is not None and r.kept.shape[1] == logits.shape[1]]
@@ -329,26 +329,17 @@ def test_the_inner_backend_gets_an_untouched_graph_as_it_is():
     assert [node.op for node in given[0].graph.nodes].count("call_function") == 1
 
 
-def test_inductor_options_arrive():
-    inputs, seen = toy_inputs(), []
+def test_inductor_and_its_options():
+    model, inputs, seen = Toy(), toy_inputs(rows=2, pad=[0, 3]), []
     from torch._inductor import config
 
     def hook(graph):
         seen.append(config.max_autotune_gemm_backends)
 
+    options = {"post_grad_custom_post_pass": hook, "max_autotune_gemm_backends": "ATEN"}
     with torch.no_grad():
-        compiled(
-            Toy(layers=3),
-            inner="inductor",
-            inductor={"post_grad_custom_post_pass": hook, "max_autotune_gemm_backends": "ATEN"},
-        )(**inputs)
+        check(model, inputs, inner="inductor", inductor=options, selector="sharp", retention=0.25)
     assert seen == ["ATEN"]
-
-
-def test_inductor():
-    model, inputs = Toy(), toy_inputs(rows=2, pad=[0, 3])
-    with torch.no_grad():
-        check(model, inputs, inner="inductor", selector="sharp", retention=0.25)
 
 
 FRESH = """

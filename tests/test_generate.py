@@ -33,7 +33,10 @@ every_kind = pytest.mark.parametrize(
     "name",
     [n if n == "llava_onevision" else pytest.param(n, marks=pytest.mark.slow) for n in KINDS],
 )
-every_ragged_kind = pytest.mark.parametrize("name", [n for n, a in KINDS.items() if a.ragged])
+every_ragged_kind = pytest.mark.parametrize(
+    "name",
+    [n if n == "qwen2_vl" else pytest.param(n, marks=pytest.mark.slow) for n, a in KINDS.items() if a.ragged],
+)
 
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
@@ -107,10 +110,9 @@ def test_eager_attention(name, subtests):
             compare_second_turn(model, fast, ARCHITECTURES[name].inputs(model, **arguments))
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("internvl", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "rows", [pytest.param(rows, marks=[pytest.mark.slow] * (rows != "left-padded")) for rows in ROWS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava_onevision", "internvl"])
+@pytest.mark.parametrize("rows", ROWS)
 def test_flex_attention(name, rows):
     """Block masks at the kept positions, and of the last keys while decoding; the oracle has dense ones."""
     model = shared_model(name, layers=LAYERS)

@@ -18,10 +18,11 @@ from torch.utils.flop_counter import sdpa_flop_count
 from transformers import DynamicCache
 
 import sharp_compile
+from sharp_compile.config import Config
 from sharp_compile.flops import flop_counter
 
 from . import BenchError
-from .decoders import Prompt, Shape, build, inputs
+from .decoders import Prompt, Setup, build, inputs
 
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 _AHEAD = 3
@@ -51,45 +52,39 @@ class Account:
         return max(self.head_bytes, self.tail_bytes)
 
 
-def account(
-    shape: Shape, layers: int | None, visual: int, dtype: torch.dtype, options: Mapping[str, Any] | None
-) -> Account:
+def account(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Account:
     """Counts a prefill of `visual` visual tokens.
 
     All layers behind the last cut are alike, so a few are traced, and one more; what that adds is added for each of the
     others.
 
     Args:
-        shape: the decoder.
-        layers: how many it has; its own number if None.
+        setup: the model, and the kind of prompt.
         visual: visual tokens of the prompt.
-        dtype: of weights and activations.
         options: those of the backend; None for the unpruned model.
 
     Raises:
         BenchError: where the backend doesn't prune it.
     """
-    layers = layers or shape.num_hidden_layers
-    stages = (options or {}).get("stages")
-    last = stages[-1][0] if stages else (options or {}).get("layer", 1)
-    few = last + 1 + _AHEAD
-    if layers <= few + 1:
-        return _traced(shape, layers, visual, dtype, options)
-    one, more = (_traced(shape, number, visual, dtype, options) for number in (few, few + 1))
+    few = Config.parse(options or {}).cuts[-1].layer + 1 + _AHEAD
+    if setup.layers <= few + 1:
+        return _traced(setup, visual, options)
+    one, more = (_traced(replace(setup, layers=number), visual, options) for number in (few, few + 1))
     added = {
-        name: getattr(one, name) + (layers - few) * (getattr(more, name) - getattr(one, name))
+        name: getattr(one, name) + (setup.layers - few) * (getattr(more, name) - getattr(one, name))
         for name in ("flops", "bytes_moved", "kv_bytes", "tail_bytes")
     }
     return replace(one, **added)
 
 
-def _traced(shape: Shape, layers: int, visual: int, dtype: torch.dtype, options: Mapping[str, Any] | None) -> Account:
-    model, given = build(shape, layers, dtype, "meta"), inputs(shape, visual, dtype, "meta")
+def _traced(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Account:
+    model, given = build(setup, "meta"), inputs(setup, visual, "meta")
+    attentions = setup.layers + (0 if setup.tower is None else setup.tower.num_hidden_layers)
     counted: list[_Counting] = []
 
     def count(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            counting = _Counting(module, layers)
+            counting = _Counting(module, attentions)
             counted.append(counting)
             return counting.count(*arguments)
 
@@ -101,15 +96,14 @@ def _traced(shape: Shape, layers: int, visual: int, dtype: torch.dtype, options:
     if options is not None:
         how |= {"backend": "sharp", "options": {**options, "inner": count, "on_skip": "raise"}}
     with torch.no_grad():
-        cache = _empty_cache(model, dtype)
+        cache = _empty_cache(model, setup.dtype)
         torch.compile(model, **how)(**given, past_key_values=cache)
-    length = given["embeddings"].shape[1]
     if options is not None and not any(report.pruned for report in sharp_compile.reports()):
         raise BenchError("the model ran unpruned")
     layers_of_cache: list[Any] = cache.layers
     held = [tensor for layer in layers_of_cache for tensor in (layer.keys, layer.values)]
     return Account(
-        sequence_length=length,
+        sequence_length=int(layers_of_cache[0].keys.shape[-2]),
         pruned_length=int(layers_of_cache[-1].keys.shape[-2]),
         flops=sum(each.flops for each in counted),
         bytes_moved=sum(each.bytes_moved for each in counted),
@@ -132,11 +126,11 @@ def _empty_cache(model: Prompt, dtype: torch.dtype) -> DynamicCache:
 class _Counting(Interpreter):
     """Runs a graph node by node and counts; attention is one operation that stores no matrix of probabilities."""
 
-    def __init__(self, module: GraphModule, layers: int) -> None:
+    def __init__(self, module: GraphModule, attentions: int) -> None:
         super().__init__(module)
         self.flops = self.bytes_moved = self.head_bytes = self.tail_bytes = 0
         self.held = _Held()
-        self.attentions, self.layers = 0, layers
+        self.begun, self.attentions = 0, attentions
 
     def count(self, *arguments: Any) -> Any:
         """Runs the whole graph."""
@@ -149,7 +143,7 @@ class _Counting(Interpreter):
     def run_node(self, node: torch.fx.Node) -> Any:
         """Runs one node, and notes what is held behind it."""
         result = super().run_node(node)
-        if self.attentions < self.layers - 1:
+        if self.begun < self.attentions - 1:
             self.head_bytes = max(self.head_bytes, self.held.peak)
         else:
             self.tail_bytes = max(self.tail_bytes, self.held.peak)
@@ -160,7 +154,7 @@ class _Counting(Interpreter):
         """Attention is counted as a whole, and so is the walk of the deduplication, which depends on the data."""
         if target is F.scaled_dot_product_attention:
             query, key, value = args[:3]
-            self.attentions += 1
+            self.begun += 1
             self.flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
             result = query.new_empty((*query.shape[:-1], value.shape[-1]))
             self.bytes_moved += _bytes(query, key, value, result)

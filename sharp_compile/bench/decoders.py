@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from . import BenchError
+from .vision import TOKENS_OF_FRAME, Tower, TowerShape, frames_of
 
 _TEXT = 32
 """Text tokens of a prompt, half of them in front of the video."""
@@ -71,34 +72,51 @@ SHAPES = {
 """Decoders by the names of models that have them. LLaVA-OneVision's are Qwen2's."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is measured: a decoder with as many `layers`, on prompts of a kind.
+
+    ``tower`` is the vision tower in front of it; without one a prompt holds the features of the video. ``mask`` says
+    whether a prompt comes with an attention mask, as processors make one.
+    """
+
+    shape: Shape
+    layers: int
+    dtype: torch.dtype
+    tower: TowerShape | None = None
+    mask: bool = True
+
+
 class Prompt(nn.Module):
     """A language model that reads a prompt of text and video, as the models of transformers hand it one."""
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, language_model: Any, tower: Tower | None) -> None:
         super().__init__()
         self.language_model = language_model
+        self.tower = tower
 
     def forward(
         self,
         embeddings: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         is_visual: Tensor | None = None,
-        features: Tensor | None = None,
+        video: Tensor | None = None,
         past_key_values: Any = None,
     ) -> tuple[Tensor, Any]:
         """One call.
 
         Args:
             embeddings: ``[1, S, C]`` of the tokens.
-            attention_mask: ``[1, S]``, and what is in the cache.
+            attention_mask: ``[1, S]``, and what is in the cache, or None.
             is_visual: ``[1, S]`` bool.
-            features: ``[V, C]`` float, in place of the embeddings of visual tokens.
+            video: the frames for the tower, or else ``[V, C]`` float, in place of the embeddings of visual tokens.
             past_key_values: the cache of an earlier call.
 
         Returns:
             The logits of the last position, and the cache.
         """
-        if is_visual is not None and features is not None:
+        if is_visual is not None and video is not None:
+            features = video if self.tower is None else self.tower(video)
             embeddings = embeddings.masked_scatter(is_visual[..., None].expand_as(embeddings), features)
         output = self.language_model(
             inputs_embeds=embeddings,
@@ -110,33 +128,38 @@ class Prompt(nn.Module):
         return output.logits, output.past_key_values
 
 
-def build(shape: Shape, layers: int | None, dtype: torch.dtype, device: str) -> Prompt:
-    """A model of this shape with random weights and as many layers, all of its own if None."""
-    sizes: dict[str, Any] = asdict(shape) | {"max_position_embeddings": 2_000_000}
-    if layers is not None:
-        sizes["num_hidden_layers"] = layers
-    config = CONFIG_MAPPING[sizes.pop("kind")](**sizes)
+def build(setup: Setup, device: str) -> Prompt:
+    """A model with random weights."""
+    sizes: dict[str, Any] = asdict(setup.shape) | {"max_position_embeddings": 2_000_000}
+    config = CONFIG_MAPPING[sizes.pop("kind")](**sizes | {"num_hidden_layers": setup.layers})
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-    return Prompt(model).eval()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=setup.dtype)
+        tower = None if setup.tower is None else Tower(setup.tower, setup.shape.hidden_size, setup.dtype)
+    return Prompt(model, tower).eval()
 
 
-def inputs(shape: Shape, visual: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """A prompt of `visual` visual tokens between text, as the arguments of `Prompt`."""
+def inputs(setup: Setup, visual: int, device: str) -> dict[str, Tensor | None]:
+    """A prompt of `visual` visual tokens between text, as the arguments of `Prompt`.
+
+    Raises:
+        BenchError: where the tower gives no such number of tokens.
+    """
+    if setup.tower is not None and visual % TOKENS_OF_FRAME:
+        raise BenchError(f"--tokens {visual}: must be a multiple of {TOKENS_OF_FRAME}, the tokens of a frame")
     length = visual + _TEXT
     generator = torch.Generator("cpu").manual_seed(0)
 
     def random(*size: int) -> Tensor:
         if device == "meta":
-            return torch.empty(size, dtype=dtype, device=device)
-        return torch.randn(size, generator=generator).to(dtype=dtype, device=device)
+            return torch.empty(size, dtype=setup.dtype, device=device)
+        return torch.randn(size, generator=generator).to(dtype=setup.dtype, device=device)
 
     is_visual = torch.zeros(1, length, dtype=torch.bool, device=device)
     is_visual[:, _TEXT // 2 : _TEXT // 2 + visual] = True
     return {
-        "embeddings": random(1, length, shape.hidden_size),
-        "attention_mask": torch.ones(1, length, dtype=torch.int64, device=device),
+        "embeddings": random(1, length, setup.shape.hidden_size),
+        "attention_mask": torch.ones(1, length, dtype=torch.int64, device=device) if setup.mask else None,
         "is_visual": is_visual,
-        "features": random(visual, shape.hidden_size),
+        "video": random(visual, setup.shape.hidden_size) if setup.tower is None else random(*frames_of(visual)),
     }

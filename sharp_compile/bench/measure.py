@@ -1,26 +1,25 @@
-"""Times of functions that run in turns, and what they allocate."""
+"""What functions allocate, where their time goes, and what a machine does at its best."""
 
 from __future__ import annotations
 
-import statistics
-import timeit
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.timer import timer as synchronizing_clock
 
+from sharp_compile.timing import seconds_of
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: the median of the repeats, the range of their middle half, and what the first call took on top."""
-
-    median: float
-    spread: float
-    compilation: float
+_KIND = re.compile(
+    r"(?P<scoring>sharp_compile::)|(?P<attention>aten::_?\w*attention)|(?P<products>\w+::\w*(mm|linear)\b)"
+)
+KINDS = ("products", "attention", "scoring", "rest")
+"""What a prefill does: matrix products, fused attention, the kernels that score and select, and all else, which is
+loops that Inductor fused, copies, and what Python takes."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +32,6 @@ class Machine:
     def roofline(self, flops: int, bytes_moved: int) -> float:
         """The seconds below which no program gets (Williams et al., 2009)."""
         return max(flops / self.flops, bytes_moved / self.bandwidth)
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes, to the end of all that it started on the accelerator."""
-    return timeit.timeit(call, timer=synchronizing_clock, number=1)
-
-
-def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
-    """Times functions in turns, so that what else the machine does meanwhile hits all of them.
-
-    Args:
-        calls: the functions, by name; each is called once before, to compile.
-        repeats: how often each is timed.
-        tick: called with the name before each call.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    first = {}
-    for name, call in calls.items():
-        tick(name)
-        first[name] = seconds_of(call)
-    for _ in range(repeats):
-        for name, call in calls.items():
-            tick(name)
-            seconds[name].append(seconds_of(call))
-    timings = {}
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else (median, median, median)
-        timings[name] = Timing(median, high - low, max(0.0, first[name] - median))
-    return timings
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -83,6 +52,33 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+def seconds_by_kind(call: Callable[[], Any]) -> dict[str, float]:
+    """Profiles a call: the seconds of each of `KINDS`. What an operator calls counts as that operator."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as profiler:
+        whole = seconds_of(call)
+    found = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.events() or ():
+        kind = _kind(event)
+        if kind is not None and not any(_kind(parent) for parent in _above(event)):
+            microseconds = event.device_time_total if torch.cuda.is_available() else event.cpu_time_total
+            found[kind] += microseconds / 1e6
+    found["rest"] = max(0.0, whole - sum(found.values()))
+    return found
+
+
+def _kind(event: FunctionEvent) -> str | None:
+    match = _KIND.match(event.name)
+    return None if match is None else match.lastgroup
+
+
+def _above(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    parent = event.cpu_parent
+    while parent is not None:
+        yield parent
+        parent = parent.cpu_parent
 
 
 def best_of(dtype: torch.dtype, device: str) -> Machine:

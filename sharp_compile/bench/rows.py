@@ -16,6 +16,7 @@ class Row:
         layers: how many it has here.
         hidden_size: its width here.
         dtype: the type of its weights.
+        vision: whether a vision tower is in front of it, part of all that follows.
         selector: the rule, None where nothing is pruned.
         retention: share of the visual tokens kept, behind the last cut.
         layer: that of the cut, the last one of several.
@@ -30,6 +31,7 @@ class Row:
         bytes_moved: what these products have to read and write at the least.
         roofline_s: how long this machine needs for them at its own best rates, measured in the same run.
         peak_bytes: the most that was allocated at a time in a prefill, beside the weights.
+        seconds_by_kind: where the time of one prefill went, under a profiler, by `sharp_compile.bench.measure.KINDS`.
         compile_s: how much longer the first call took.
         passes_s: what of that our passes took; None where none ran.
         decode_s_per_token: seconds of a decoding step behind the prefill.
@@ -40,6 +42,7 @@ class Row:
     layers: int
     hidden_size: int
     dtype: str
+    vision: bool
     selector: str | None
     retention: float | None
     layer: int | None
@@ -54,6 +57,7 @@ class Row:
     bytes_moved: int
     roofline_s: float
     peak_bytes: int
+    seconds_by_kind: dict[str, float]
     compile_s: float
     passes_s: float | None
     decode_s_per_token: float | None

@@ -18,13 +18,15 @@ from rich.table import Table
 import sharp_compile
 from sharp_compile import record
 from sharp_compile.config import Config
+from sharp_compile.timing import interleave, seconds_of
 from sharp_compile.twin import twin
 
 from .account import Account, account
-from .decoders import SHAPES, Prompt, Shape, build, inputs
+from .decoders import SHAPES, Prompt, Setup, build, inputs
 from .handpatched import patch
-from .measure import Machine, best_of, interleave, peak_bytes, seconds_of
+from .measure import KINDS, Machine, best_of, peak_bytes, seconds_by_kind
 from .rows import MetaRow, Row
+from .vision import TowerShape
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,23 @@ class Request:
     repeats: int
     decode: int
     eager: bool
-
-    @property
-    def shape(self) -> Shape:
-        """The decoder, scaled."""
-        shape = SHAPES[self.model]
-        return shape if self.width is None else shape.scaled(self.width)
+    vision: bool
+    mask: bool
 
     @property
     def depth(self) -> int:
-        """How many layers it has."""
-        return self.layers or self.shape.num_hidden_layers
+        """How many layers the decoder has."""
+        return self.layers or SHAPES[self.model].num_hidden_layers
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The type of weights and activations."""
-        found = getattr(torch, self.dtype)
-        assert isinstance(found, torch.dtype)
-        return found
+    @functools.cached_property
+    def setup(self) -> Setup:
+        """The model and the kind of prompt; a vision tower is scaled as the decoder is."""
+        whole = SHAPES[self.model]
+        shape = whole if self.width is None else whole.scaled(self.width)
+        tower = None
+        if self.vision:
+            tower = TowerShape().scaled(shape.hidden_size / whole.hidden_size, self.depth / whole.num_hidden_layers)
+        return Setup(shape, self.depth, getattr(torch, self.dtype), tower, self.mask)
 
 
 @dataclass
@@ -74,8 +75,8 @@ class _Way:
 def run(request: Request) -> list[Row]:
     """Measures and prints; returns the rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(request.shape, request.layers, request.torch_dtype, device)
-    machine = best_of(request.torch_dtype, device)
+    model = build(request.setup, device)
+    machine = best_of(request.setup.dtype, device)
     steps = _steps(request)
     console, rows = Console(), []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -110,9 +111,9 @@ def _measured(
     request: Request, model: Prompt, machine: Machine, visual: int, device: str, tick: Callable[[str], None]
 ) -> list[Row]:
     """All ways at one length."""
-    given = inputs(request.shape, visual, request.torch_dtype, device)
+    given = inputs(request.setup, visual, device)
     ways = list(_ways(request, model, visual))
-    accounts = {way.name: _counted(request, way.options, visual) for way in ways}
+    accounts = {way.name: account(request.setup, visual, way.options) for way in ways}
     torch._dynamo.reset()
     full = accounts["inductor"]
     calls = {way.name: _call(way, given) for way in ways}
@@ -129,8 +130,9 @@ def _measured(
                 name=way.name.split(":")[0],
                 model=request.model,
                 layers=request.depth,
-                hidden_size=request.shape.hidden_size,
+                hidden_size=request.setup.shape.hidden_size,
                 dtype=request.dtype,
+                vision=request.vision,
                 selector=None if way.options is None else way.options["selector"],
                 retention=None if cut is None else cut.numerator / cut.denominator,
                 layer=None if cut is None else cut.layer,
@@ -145,6 +147,7 @@ def _measured(
                 bytes_moved=counted.bytes_moved,
                 roofline_s=machine.roofline(counted.flops, counted.bytes_moved),
                 peak_bytes=peak_bytes(calls[way.name]),
+                seconds_by_kind=seconds_by_kind(calls[way.name]),
                 compile_s=timing.compilation if way.name not in ("eager", "handpatched") else 0.0,
                 passes_s=sum(way.passes) if way.passes else None,
                 decode_s_per_token=_decode(way, given, request.decode) if request.decode else None,
@@ -188,10 +191,6 @@ def _call(way: _Way, given: Mapping[str, Any]) -> Callable[[], Any]:
     return call
 
 
-def _counted(request: Request, options: Mapping[str, Any] | None, visual: int) -> Account:
-    return account(request.shape, request.depth, visual, request.torch_dtype, options)
-
-
 def _decode(way: _Way, given: Mapping[str, Any], steps: int) -> float:
     """Seconds of a decoding step: the median of `steps`, the first three of a cache left out (they compile)."""
     with torch.no_grad():
@@ -200,7 +199,7 @@ def _decode(way: _Way, given: Mapping[str, Any], steps: int) -> float:
         mask = given["attention_mask"]
         taken = []
         for _ in range(3 + steps):
-            mask = torch.cat([mask, mask[:, :1]], 1)
+            mask = None if mask is None else torch.cat([mask, mask[:, :1]], 1)
             taken.append(seconds_of(functools.partial(way.model, step, mask, past_key_values=cache)))
     return statistics.median(taken[3:])
 
@@ -209,13 +208,13 @@ def count(request: Request) -> list[MetaRow]:
     """Counts without running, and prints; returns the rows."""
     rows = []
     for visual in request.tokens:
-        full = account(request.shape, request.depth, visual, request.torch_dtype, None)
+        full = account(request.setup, visual, None)
         rows.append(_meta_row(request, "unpruned", full, full, 1.0, None))
         for cut in request.cuts:
             for selector in request.selectors:
                 options = {**cut, "selector": selector}
                 last = Config.parse(options).cuts[-1]
-                counted = _counted(request, options, visual)
+                counted = account(request.setup, visual, options)
                 retention = last.numerator / last.denominator
                 rows.append(_meta_row(request, "sharp", counted, full, retention, last.layer))
     title = f"{request.model}, {request.depth} layers, {request.dtype}: counted, not run"
@@ -280,13 +279,18 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
-    """The speeds, and what else there is to know of each way."""
-    title = f"{request.model}: {request.depth} layers of width {request.shape.hidden_size}, {request.dtype}"
+    """The speeds, what else there is to know of each way, and profiles."""
+    setup = request.setup
+    title = f"{request.model}: {request.depth} layers of width {setup.shape.hidden_size}, {request.dtype}"
+    if setup.tower is not None:
+        title += f", behind a vision tower of {setup.tower.num_hidden_layers} layers"
     times = Table(title=f"{title}: prefill", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     others = Table(title="Memory, compilation, decoding", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    where = Table(title="Where the time of a prefill goes", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for table, headings in (
         (times, ("seconds", "speed-up", "limit", "of it")),
         (others, ("peak MB", "compile s", "passes s", "decode ms")),
+        (where, KINDS),
     ):
         for heading in ("way", "cut", "tokens", *headings):
             table.add_column(heading, justify="right" if heading in headings else "left", no_wrap=True)
@@ -307,5 +311,8 @@ def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
             "" if row.passes_s is None else f"{row.passes_s:.2f}",
             "" if row.decode_s_per_token is None else f"{row.decode_s_per_token * 1e3:.1f}",
         )
+        whole = sum(row.seconds_by_kind.values())
+        where.add_row(*way, *(f"{row.seconds_by_kind[kind] / whole:.0%}" for kind in KINDS))
     yield times
     yield others
+    yield where

@@ -26,7 +26,9 @@ def bench(
     layers: Annotated[int | None, typer.Option(min=2, help="Layers.  [default: the model's own]")] = None,
     tokens: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Visual tokens, may be repeated.  [default: 4096; with --meta: 6273]"),
+        typer.Option(
+            min=1, help="Visual tokens, may be repeated.  [default: 4096, 4116 with --vision; with --meta: 6273, 6272]"
+        ),
     ] = None,
     retention: Annotated[list[float], typer.Option(help="Shares of the visual tokens kept, may be repeated.")] = [0.10],  # noqa: B006
     layer: Annotated[list[int], typer.Option(help="Layers after which the others are dropped, may be repeated.")] = [1],  # noqa: B006
@@ -40,6 +42,10 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each way.")] = 5,
     decode: Annotated[int, typer.Option(min=0, help="Decoding steps that are timed; 0 for none.")] = 8,
     eager: Annotated[bool, typer.Option(help="Also time eager mode and FastV patched by hand.")] = True,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Put a vision tower in front: SigLIP, 196 tokens a frame, scaled alike.")
+    ] = False,
+    mask: Annotated[bool, typer.Option(help="Give an attention mask, as processors do.")] = True,
     meta: Annotated[bool, typer.Option("--meta", help="Count instead of running: no time, any size.")] = False,
     plot_time: Annotated[Path | None, typer.Option(help="Draw time against tokens into this PNG file.")] = None,
     plot_speedup: Annotated[
@@ -79,8 +85,11 @@ def bench(
     if stages:
         cuts = [{"stages": _stages(text)} for text in stages]
     scaled = width if width is not None or meta or full_size else 512
-    lengths = tokens or [6273 if meta else 4096]
-    request = Request(model, scaled, layers, lengths, cuts, selector, dtype, repeats, decode, eager)
+    # Whole frames of 196 tokens; without a tower, LLaVA-OneVision's token behind them is one of the video's.
+    usual = (6272 if vision else 6273) if meta else (4116 if vision else 4096)
+    request = Request(
+        model, scaled, layers, tokens or [usual], cuts, selector, dtype, repeats, decode, eager, vision, mask
+    )
     try:
         for cut, each in product(cuts, selector):
             for parsed in Config.parse({**cut, "selector": each}).cuts:

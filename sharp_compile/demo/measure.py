@@ -1,4 +1,4 @@
-"""How long a prefill takes, how much it computes, and what it leaves in the cache.
+"""What a prefill is, how much it computes, and what it leaves in the cache.
 
 A prefill here is `model.generate(..., max_new_tokens=1)`: what a user waits for until the first token of the
 answer is there. Vision tower, decoder and language-model head are all part of it.
@@ -6,8 +6,6 @@ answer is there. Vision tower, decoder and language-model head are all part of i
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,14 +29,6 @@ class Flops:
 
     prefill: int
     decoder: int
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: the median prefill once warm, and how much longer the first one took."""
-
-    median: float
-    compilation: float
 
 
 def prefill(case: Case, model: Any) -> Any:
@@ -83,40 +73,7 @@ def pruned_flops(case: Case, options: Mapping[str, Any], eager: Flops) -> Flops:
     return Flops(eager.prefill - eager.decoder + counts[0], counts[0])
 
 
-def interleave(runs: dict[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
-    """Time several functions in turns, so that what else the machine does meanwhile hits all of them.
-
-    Args:
-        runs: The functions, by name. Each is called once before it is timed, to compile and to warm up.
-        repeats: How often each is timed.
-        tick: Called with the name of a function before each of the `len(runs) * (repeats + 1)` calls.
-    """
-    first: dict[str, float] = {}
-    for name, run in runs.items():
-        tick(name)
-        first[name] = _seconds(run)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            tick(name)
-            seconds[name].append(_seconds(run))
-    timings = {}
-    for name in runs:
-        median = statistics.median(seconds[name])
-        timings[name] = Timing(median, max(0.0, first[name] - median))
-    return timings
-
-
 def cache_lengths(output: Any) -> list[int]:
     """Return how many positions each layer has in the cache; 0 for a layer that caches no keys."""
     keys = [getattr(layer, "keys", None) for layer in output.past_key_values.layers]
     return [0 if key is None else int(key.shape[-2]) for key in keys]
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """Return how long one call takes, to the end of all that it started on the accelerator."""
-    start = time.perf_counter()
-    run()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start

@@ -27,6 +27,7 @@ from sharp_compile.demo.row import Row
 from sharp_compile.evaluation.grade import NotPruned
 from sharp_compile.evaluation.scenes import WORLDS
 from sharp_compile.report import GraphReport
+from sharp_compile.timing import interleave
 from sharp_compile.twin import twin
 
 CLIP = Path(__file__).with_name("clip.mp4")
@@ -135,7 +136,7 @@ def _one(
 
         return call
 
-    timings = measure.interleave(
+    timings = interleave(
         {name: prefill(name) for name in _WAYS},
         request.repeats,
         lambda name: step(f"{source.name}: {name}"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sharp_compile.bench.account import _traced, account
-from sharp_compile.bench.decoders import SHAPES, build, inputs
+from sharp_compile.bench.decoders import SHAPES, Setup, build, inputs
+from sharp_compile.bench.vision import TowerShape
 from sharp_compile.flops import flop_counter
 
 SHAPE = SHAPES["qwen2-7b"].scaled(128)
@@ -20,8 +21,9 @@ def of_token():
 
 
 def test_the_unpruned_model_is_counted_as_it_runs():
-    counted = account(SHAPE, 3, VISUAL, torch.float32, None)
-    model, given = build(SHAPE, 3, torch.float32, "cpu"), inputs(SHAPE, VISUAL, torch.float32, "cpu")
+    setup = Setup(SHAPE, 3, torch.float32)
+    counted = account(setup, VISUAL, None)
+    model, given = build(setup, "cpu"), inputs(setup, VISUAL, "cpu")
     with torch.no_grad(), flop_counter() as counter:
         model(**given)
     assert counted.flops == counter.get_total_flops()
@@ -32,7 +34,7 @@ def test_the_unpruned_model_is_counted_as_it_runs():
 @pytest.mark.parametrize("hoist", [True, False])
 def test_a_cut_is_counted_by_the_formula(hoist):
     options = {"selector": "uniform", "retention": 0.1, "layer": 1, "hoist": hoist}
-    counted = account(SHAPE, 10, VISUAL, torch.float32, options)
+    counted = account(Setup(SHAPE, 10, torch.float32), VISUAL, options)
     short = LENGTH - 90
     projections, mlp = of_token()
     size, kv = SHAPE.hidden_size, SHAPE.num_key_value_heads * SHAPE.head_dim
@@ -47,27 +49,44 @@ def test_a_cut_is_counted_by_the_formula(hoist):
 
 @pytest.mark.parametrize("options", [None, {"stages": [(0, 0.5), (2, 0.1)], "selector": "fastv"}])
 def test_layers_that_were_not_traced_are_like_those_that_were(options):
-    counted = account(SHAPE, 9, VISUAL, torch.bfloat16, options)
-    expected = _traced(SHAPE, 9, VISUAL, torch.bfloat16, options)
+    setup = Setup(SHAPE, 9, torch.bfloat16)
+    counted = account(setup, VISUAL, options)
+    expected = _traced(setup, VISUAL, options)
     assert counted.activation_peak_bytes == expected.activation_peak_bytes
     assert replace(counted, head_bytes=0) == replace(expected, head_bytes=0)
 
 
 def test_a_pruned_prefill_holds_less():
-    full, pruned = (account(SHAPE, 6, 2000, torch.float32, options) for options in (None, {"retention": 0.1}))
+    full, pruned = (account(Setup(SHAPE, 6, torch.float32), 2000, options) for options in (None, {"retention": 0.1}))
     assert pruned.activation_peak_bytes < full.activation_peak_bytes
     assert pruned.bytes_moved < full.bytes_moved
 
 
+def test_the_vision_tower_is_counted_as_it_runs():
+    setup = Setup(SHAPE, 6, torch.float32, TowerShape(num_hidden_layers=2, num_attention_heads=2))
+    model, given = build(setup, "cpu"), inputs(setup, 2 * 196, "cpu")
+    with torch.no_grad(), flop_counter() as counter:
+        model(**given)
+    assert account(setup, 2 * 196, None).flops == counter.get_total_flops()
+    alone = account(replace(setup, tower=None), 2 * 196, {"selector": "uniform"})
+    assert account(setup, 2 * 196, {"selector": "uniform"}).flops > alone.flops
+
+
+def test_without_an_attention_mask_none_is_held():
+    setup = Setup(SHAPE, 6, torch.float32)
+    masked, free = (account(replace(setup, mask=mask), 5000, None) for mask in (True, False))
+    assert masked.flops == free.flops
+    assert masked.activation_peak_bytes - free.activation_peak_bytes >= 5000**2
+
+
 def test_a_million_tokens_take_no_memory():
-    counted = account(SHAPES["qwen2.5-72b"], None, 1_000_000, torch.bfloat16, {"selector": "fastv"})
+    counted = account(Setup(SHAPES["qwen2.5-72b"], 80, torch.bfloat16), 1_000_000, {"selector": "fastv"})
     assert counted.sequence_length == 1_000_032
     assert counted.pruned_length == 100_032
 
 
 def test_the_default_cut_of_llava_onevision_7b():
     """32 frames of 196 tokens and one behind them: at least 86 % of the operations are saved."""
-    full, pruned = (
-        account(SHAPES["llava-onevision-7b"], None, 32 * 196 + 1, torch.bfloat16, options) for options in (None, {})
-    )
+    setup = Setup(SHAPES["llava-onevision-7b"], 28, torch.bfloat16)
+    full, pruned = (account(setup, 32 * 196 + 1, options) for options in (None, {}))
     assert 1 - pruned.flops / full.flops > 0.86

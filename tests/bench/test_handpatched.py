@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sharp_compile.bench.decoders import SHAPES, build, inputs
+from sharp_compile.bench.decoders import SHAPES, Setup, build, inputs
 from sharp_compile.bench.handpatched import patch
 from sharp_compile.config import Cut
 from sharp_compile.twin import twin
 
-SHAPE = SHAPES["qwen2-7b"].scaled(128)
+SETUP = Setup(SHAPES["qwen2-7b"].scaled(128), 4, torch.float32)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_same_logits_and_caches(layer):
-    model, given = build(SHAPE, 4, torch.float32, "cpu"), inputs(SHAPE, 60, torch.float32, "cpu")
+    model, given = build(SETUP, "cpu"), inputs(SETUP, 60, "cpu")
     patched, compiled = twin(model), twin(model)
     patch(patched, layer, Cut(layer, 1, 5).kept(60))
     options = {"selector": "fastv", "retention": 0.2, "layer": layer, "inner": "eager"}

@@ -1,28 +1,9 @@
-"""Turns, medians, memory, rates."""
+"""Memory and rates."""
 
 import pytest
 import torch
 
 from sharp_compile.bench import measure
-
-
-def test_functions_are_timed_in_turns_after_a_first_call_each(monkeypatch):
-    clock, order = [0.0], []
-    monkeypatch.setattr(measure, "synchronizing_clock", lambda: clock[0])
-    durations = {"fast": iter([9.0, 1.0, 2.0, 4.0]), "slow": iter([5.0, 7.0, 6.0, 8.0])}
-
-    def call(name):
-        def run():
-            order.append(name)
-            clock[0] += next(durations[name])
-
-        return run
-
-    timings = measure.interleave({name: call(name) for name in durations}, 3, tick=lambda name: None)
-    assert order == ["fast", "slow"] * 4
-    assert (timings["fast"].median, timings["fast"].compilation) == (2.0, 7.0)
-    assert (timings["slow"].median, timings["slow"].compilation) == (7.0, 0.0)
-    assert timings["fast"].spread > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the memory of the CPU")
@@ -47,3 +28,20 @@ def test_the_roofline_is_the_slower_of_two():
 def test_a_machine_has_rates():
     machine = measure.best_of(torch.float32, "cpu")
     assert machine.flops > 1e8 and machine.bandwidth > 1e8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="profiles the CPU")
+def test_time_goes_to_the_outermost_operator_of_a_kind():
+    query = torch.randn(1, 4, 2000, 64)
+    candidates, count = torch.ones(1, 2000, dtype=torch.bool), torch.tensor([200])
+
+    def call():
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+        return torch.ops.sharp_compile.farthest_first(query[:, 0], candidates, count)
+
+    found = measure.seconds_by_kind(call)
+    assert list(found) == list(measure.KINDS)
+    assert found["attention"] > 0 and found["scoring"] > 0
+    # The products that the scoring asks for are part of it.
+    assert found["products"] == 0
+    assert measure.seconds_by_kind(lambda: query @ query.mT)["products"] > 0

@@ -46,8 +46,22 @@ def test_a_small_benchmark(tmp_path, decode):
     assert sharp["passes_s"] > 0 and plain["passes_s"] is None
     assert (sharp["decode_s_per_token"] or 0) > 0 if decode else sharp["decode_s_per_token"] is None
     assert content["fits"] == []
+    assert all(row["seconds_by_kind"]["products"] > 0 for row in rows) and not any(row["vision"] for row in rows)
     assert all(Image.open(picture).size[0] > 400 for picture in (time, speed))
     assert "speed-up: over plain Inductor" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_with_a_vision_tower_and_without_a_mask(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    result = run(
+        *("--width", 128, "--layers", 3, "--tokens", 196, "--repeats", 1, "--decode", 1, "--vision", "--no-mask"),
+        *("--json", numbers),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(numbers.read_text())["rows"]
+    assert all(row["vision"] and row["decode_s_per_token"] > 0 for row in rows)
+    assert "behind a vision tower of 3 layers" in " ".join(result.output.split())
 
 
 def test_a_fit_finds_the_shape():
@@ -85,6 +99,7 @@ def test_counting(tmp_path):
         (["--selector", "fast"], "option selector='fast'"),
         (["--dtype", "int8"], "--dtype int8: there are float32"),
         (["--stages", "1-0.5"], "must be LAYER:SHARE"),
+        (["--vision", "--tokens", 100], "--tokens 100: must be a multiple of 196"),
         (["--meta", "--repeats", 3], "--repeats is for what is run, without --meta"),
         (["--json", "/nowhere/numbers.json"], "there is no folder"),
     ],

@@ -1,4 +1,4 @@
-"""Timing in turns, counting where the work is done, and models that share their weights."""
+"""Counting where the work is done, and what is left in the cache."""
 
 from types import SimpleNamespace
 
@@ -6,28 +6,6 @@ import pytest
 import torch
 
 from sharp_compile.demo import measure
-
-
-def test_functions_are_timed_in_turns_after_a_first_call_each(monkeypatch):
-    calls = []
-    steps = []
-    clock = [0.0]
-    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-
-    def slow_at_first(name, first, later):
-        def run():
-            clock[0] += first if name not in calls else later
-            calls.append(name)
-
-        return run
-
-    timings = measure.interleave(
-        {"a": slow_at_first("a", 8.0, 1.0), "b": slow_at_first("b", 0.0, 2.0)}, 3, steps.append
-    )
-    assert calls == ["a", "b"] * 4
-    assert steps == calls
-    assert (timings["a"].median, timings["b"].median) == (1.0, 2.0)
-    assert (timings["a"].compilation, timings["b"].compilation) == (7.0, 0.0)
 
 
 def test_cache_lengths_are_those_of_the_keys_held():

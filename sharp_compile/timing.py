@@ -1,0 +1,50 @@
+"""Times of functions that run in turns."""
+
+from __future__ import annotations
+
+import statistics
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.benchmark.utils.timer import timer as synchronizing_clock
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of the repeats, the range of their middle half, and what the first call took on top."""
+
+    median: float
+    spread: float
+    compilation: float
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long one call takes, to the end of all that it started on the accelerator."""
+    return timeit.timeit(call, timer=synchronizing_clock, number=1)
+
+
+def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
+    """Times functions in turns, so that what else the machine does meanwhile hits all of them.
+
+    Args:
+        calls: the functions, by name; each is called once before, to compile.
+        repeats: how often each is timed.
+        tick: called with the name before each call.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    first = {}
+    for name, call in calls.items():
+        tick(name)
+        first[name] = seconds_of(call)
+    for _ in range(repeats):
+        for name, call in calls.items():
+            tick(name)
+            seconds[name].append(seconds_of(call))
+    timings = {}
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else (median, median, median)
+        timings[name] = Timing(median, high - low, max(0.0, first[name] - median))
+    return timings
