@@ -278,10 +278,17 @@ class LinkedGraph:
 
     def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
-        module = copy_of(module)
-        make_traceable(module)
         inner = functools.partial(compile_traced or _inner, config=self.config)
-        return torch.compile(module, backend=inner, dynamic=True if symbolic else None)
+
+        # Dynamo never traces code that is made while it compiles, and compiling is where we are: the code of the
+        # module has to be made by the first call.
+        @functools.cache
+        def compiled() -> Compiled:
+            traceable = copy_of(module)
+            make_traceable(traceable)
+            return torch.compile(traceable, backend=inner, dynamic=True if symbolic else None)
+
+        return lambda *args: compiled()(*args)
 
     def _describe(self) -> None:
         """Reports the lengths of the last call."""

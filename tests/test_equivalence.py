@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
+from sharp_compile.passes.attention import is_sdpa, sdpa_arguments
 from tests import oracle
 from tests.architectures import ARCHITECTURES, shared_model, visual_mask
 from tests.support import (
@@ -202,11 +203,19 @@ def test_dynamic_said_beforehand(name, dynamic):
 
 @linked_and_not
 def test_without_an_attention_mask(name):
-    """`is_causal` takes the place of a mask."""
+    """`is_causal` takes the place of a mask, in the short layers too; only the hoisted one has rows of a mask."""
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, inputs = prepare(name)
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
-    actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": "eager"}), bare)
+    decoders = []
+
+    def inner(module, _):
+        attentions = [sdpa_arguments(node.args, node.kwargs) for node in module.graph.nodes if is_sdpa(node)]
+        decoders.append([each for each in attentions if each.get("is_causal") or each.get("attn_mask") is not None])
+        return module.forward
+
+    actual = forward(torch.compile(copy, backend="sharp", options=case | {"inner": inner}), bare)
+    assert [each.get("attn_mask") is None for each in max(decoders, key=len)] == [True, False, True, True]
     with by_hand(name, model, case) as run:
         expected = forward(model, bare)
     report = the_pruned_graph(sharp_compile.reports())
