@@ -10,10 +10,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+from sharp_compile.passes.attention import is_sdpa, sdpa_arguments
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
-from sharp_compile.passes.attention import is_sdpa, sdpa_arguments
 from tests import oracle
 from tests.architectures import ARCHITECTURES, shared_model, visual_mask
 from tests.support import (
