@@ -96,7 +96,8 @@ def run(request: Request) -> list[Row]:
         console.print(table)
     console.print(
         f"{record.machine()}. Medians of {request.repeats} interleaved repeats. speed-up: over plain Inductor. "
-        "limit: FLOPs of the unpruned model over those of the row. Best rates of this machine, measured: "
+        "limit: FLOPs of the unpruned model over those of the row. roofline: the time that the products and attention "
+        "would take at the best rates of this machine, measured: "
         f"{machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s."
     )
     return rows
@@ -288,7 +289,7 @@ def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
     others = Table(title="Memory, compilation, decoding", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     where = Table(title="Where the time of a prefill goes", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for table, headings in (
-        (times, ("seconds", "speed-up", "limit", "of it")),
+        (times, ("seconds", "speed-up", "limit", "of it", "of roofline")),
         (others, ("peak MB", "compile s", "passes s", "decode ms")),
         (where, KINDS),
     ):
@@ -303,6 +304,7 @@ def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
             f"{row.speedup_vs_inductor:.2f}",
             f"{row.flop_limit:.2f}",
             f"{row.fraction_of_limit:.0%}",
+            f"{row.roofline_s / row.median_s:.0%}",
         )
         others.add_row(
             *way,
