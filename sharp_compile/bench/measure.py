@@ -15,7 +15,7 @@ from torch.utils.benchmark import Timer
 from sharp_compile.timing import seconds_of
 
 _KIND = re.compile(
-    r"(?P<scoring>sharp_compile::)|(?P<attention>aten::_?\w*attention)|(?P<products>\w+::\w*(mm|linear)\b)"
+    r"(?P<scoring>sharp_compile::)|(?P<attention>aten::_?\w*attention)|(?P<products>\w+::\w*(mm\b|linear|convolution))"
 )
 KINDS = ("products", "attention", "scoring", "rest")
 """What a prefill does: matrix products, fused attention, the kernels that score and select, and all else, which is
