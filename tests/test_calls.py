@@ -82,7 +82,7 @@ def gradients(model, inputs):
     answered = model(**inputs).logits[:, -1]
     norm = oracle.text_model(model).norm.weight
     parameters = [parameter for parameter in model.parameters() if parameter is not norm]
-    return [answered.detach(), *torch.autograd.grad(answered.sum(), parameters, materialize_grads=True)]
+    return [answered.detach(), *torch.autograd.grad(answered.square().sum(), parameters, materialize_grads=True)]
 
 
 CALLS = {
@@ -92,7 +92,6 @@ CALLS = {
     "logits_to_keep=3": logits(logits_to_keep=3),
     "a tuple": lambda model, inputs: forward(model, inputs | {"return_dict": False})[0],
     "inference_mode": in_inference_mode,
-    "gradients": gradients,
     "several samples": answer(do_sample=True, top_k=5, temperature=2.0, num_return_sequences=3),
     "samples of beams": answer(do_sample=True, top_k=5, num_beams=2),
 }
@@ -100,7 +99,6 @@ CALLS = {
 
 QUICK = [
     ("llava_onevision", "use_cache=False"),
-    ("llava_onevision", "gradients"),
     ("internvl", "logits_to_keep=3"),
     ("internvl", "several samples"),
 ]
@@ -110,6 +108,15 @@ QUICK = [
 def test_call(name, kind):
     model, fast = prepare(name)
     assert_same(CALLS[kind], model, fast, ARCHITECTURES[name].inputs(model))
+
+
+@pytest.mark.parametrize("name", [n if n == KINDS[0] else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
+def test_gradients(name):
+    """In double precision: they go into the hundreds, where single precision rounds by more than the tolerance."""
+    model, fast = prepare(name)
+    inputs = ARCHITECTURES[name].inputs(model)
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+    assert_same(gradients, deepcopy(model).double(), fast.double(), inputs)
 
 
 @pytest.mark.parametrize(("name", "rows"), every_kind_and([3, 4], [("qwen2_5_vl", 4)]))
