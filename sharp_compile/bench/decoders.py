@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from . import BenchError
-from .vision import TOKENS_OF_FRAME, Tower, TowerShape, frames_of
+from .vision import FRAME, TOKENS_OF_FRAME, Tower, TowerShape
 
 _TEXT = 32
 """Text tokens of a prompt, half of them in front of the video."""
@@ -161,5 +161,7 @@ def inputs(setup: Setup, visual: int, device: str) -> dict[str, Tensor | None]:
         "embeddings": random(1, length, setup.shape.hidden_size),
         "attention_mask": torch.ones(1, length, dtype=torch.int64, device=device) if setup.mask else None,
         "is_visual": is_visual,
-        "video": random(visual, setup.shape.hidden_size) if setup.tower is None else random(*frames_of(visual)),
+        "video": random(visual, setup.shape.hidden_size)
+        if setup.tower is None
+        else random(visual // TOKENS_OF_FRAME, *FRAME),
     }

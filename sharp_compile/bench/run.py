@@ -114,9 +114,9 @@ def _measured(
     """All ways at one length."""
     given = inputs(request.setup, visual, device)
     ways = list(_ways(request, model, visual))
-    accounts = {way.name: account(request.setup, visual, way.options) for way in ways}
+    full = account(request.setup, visual, None)
+    accounts = {way.name: full if way.options is None else account(request.setup, visual, way.options) for way in ways}
     torch._dynamo.reset()
-    full = accounts["inductor"]
     calls = {way.name: _call(way, given) for way in ways}
     timings = interleave(calls, request.repeats, tick)
     plain = timings["inductor"].median

@@ -15,6 +15,8 @@ _IMAGE, _PATCH = 384, 14
 _SIDE = 14
 TOKENS_OF_FRAME = _SIDE**2
 """Visual tokens of a frame, of the 27 x 27 that the tower gives."""
+FRAME = (3, _IMAGE, _IMAGE)
+"""The shape of a frame."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,3 @@ class Tower(nn.Module):
         side = _IMAGE // _PATCH
         grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         return F.interpolate(grid, size=(_SIDE, _SIDE), mode="bilinear").flatten(2).mT.flatten(0, 1)
-
-
-def frames_of(visual: int) -> tuple[int, int, int, int]:
-    """The shape of the frames that give `visual` tokens, a multiple of `TOKENS_OF_FRAME`."""
-    return visual // TOKENS_OF_FRAME, 3, _IMAGE, _IMAGE
