@@ -41,20 +41,20 @@ from .stream import check_carries_all
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was done to a graph, whose module now returns three tensors more than before, at the end.
+    """What was done to a graph, whose module now returns some tensors more than before, at the end.
 
-    ``layer`` is the one behind the last cut, ``remark`` says why a cut is not where it was asked for ("" if it is).
-    The tensors are the kept positions ``[B, S']`` int64, the scores that led to the first cut, ``[B, S]`` float32 with
-    NaN where a token is not visual, and the number of text tokens of each row, ``[B]`` int64.
-    ``lengths`` are by the names of a report's: numbers, or the nodes of symbolic ones. ``hoisted`` says that the
-    first cut is at the input of its layer, for all but keys and values.
+    ``cuts`` are the layers and shares as they were done, ``remark`` says why one is not where it was asked for ("" if
+    all are). ``told`` names the tensors: those that a report has by these names, and ``text``, the number of text
+    tokens of each row, ``[B]`` int64. ``lengths`` are by the names of a report's too: numbers, or the nodes of symbolic
+    ones. ``hoisted`` says that the first cut is at the input of its layer, for all but keys and values.
     """
 
-    layer: int
+    cuts: tuple[Cut, ...]
     num_layers: int
     remark: str
     lengths: dict[str, int | Node]
     hoisted: bool
+    told: tuple[str, ...]
 
 
 def copy_of(module: GraphModule) -> GraphModule:
@@ -134,8 +134,9 @@ def prune(
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)
+    segment = None
     if steered is not None:
-        emit_segment_mask(emit, decoder, places[0].cut.layer, frame, steered)
+        segment = emit_segment_mask(emit, decoder, places[0].cut.layer, frame, steered)
     with emit.before(shrinker.first_reader()):
         sequence = emit.size(injection.embeddings, 1)
         visual = _visual_tokens(emit, injection)
@@ -143,7 +144,7 @@ def prune(
         tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
     least = least_tokens(plans)
-    all_scores = []
+    scores = None
     for stage, (place, attention, rotation) in enumerate(zip(places, scored, rotations, strict=True)):
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, place.cut, visual)
@@ -156,7 +157,7 @@ def prune(
             if stage > 0 and attention is not None:
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)
-            positions, scores, into, tokens = emit_selection(
+            chosen_here = emit_selection(
                 emit,
                 place.cut.layer,
                 attention,
@@ -168,11 +169,21 @@ def prune(
                 merging,
                 queries if stage == 0 else None,
             )
-        all_scores.append(scores)
-        shrinker.enter(positions, pruned, into)
-        if hoisted is not None and stage == 0:
-            hoisted.finish(emit, positions)
-    _return_also(module.graph, shrinker.stages[-1].original, all_scores[0], text)
+        tokens = chosen_here.tokens
+        shrinker.enter(chosen_here.positions, pruned, chosen_here.into)
+        if stage == 0:
+            scores, segment = chosen_here.scores, segment or chosen_here.segment
+            if hoisted is not None:
+                hoisted.finish(emit, chosen_here.positions)
+    told = {
+        "kept": shrinker.stages[-1].original,
+        "scores": scores,
+        "frame": frame,
+        "segment": segment,
+        "text": text,
+    }
+    told = {name: node for name, node in told.items() if node is not None}
+    _return_also(module.graph, *told.values())
     write_back(emit, flex)
     module.graph.lint()
     module.recompile()
@@ -182,7 +193,8 @@ def prune(
         "kept_tokens": kept,
         "pruned_length": pruned,
     }
-    return Pruned(places[-1].cut.layer, len(decoder.layers), remark, lengths, hoisted is not None)
+    cuts_done = tuple(place.cut for place in places)
+    return Pruned(cuts_done, len(decoder.layers), remark, lengths, hoisted is not None, tuple(told))
 
 
 def _name_of(selector: str | Callable[..., Any]) -> str:

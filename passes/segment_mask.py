@@ -37,7 +37,7 @@ def check_maskable(decoder: Decoder, layer: int) -> None:
             raise CannotPrune(f"layer {index} can't be given a segment mask: its attention has dropout; call eval()")
 
 
-def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, segment: Segment) -> None:
+def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, segment: Segment) -> Node:
     """Rewrites the attentions of layers ``0..layer``, so that visual tokens see text and their own segment only.
 
     Args:
@@ -46,6 +46,9 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
         layer: the last layer to rewrite.
         frame: ``[B, S]`` int64, in front of `first_masked`.
         segment: what a segment is.
+
+    Returns:
+        The node ``[B, S]`` int64 of the segments, -1 where a token is not visual.
     """
     own = None
     masks: dict[Node, Node] = {}
@@ -60,6 +63,8 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
             if attention.mask not in masks:
                 masks[attention.mask] = emit(_also_inside, attention.mask, own)
             attention.masked.replace_input_with(attention.mask, masks[attention.mask])
+    assert own is not None
+    return own
 
 
 def _segments(segment: Segment) -> Callable[[Tensor, Tensor], Tensor]:

@@ -35,6 +35,26 @@ class Tokens:
     frame: Node
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen at one layer, as nodes.
+
+    Attributes:
+        positions: of the kept tokens, ``[B, kept]`` int64 in the tokens of the layer.
+        scores: ``[B, S]`` float32, NaN where a token is not visual.
+        into: the positions of what stands for each token, ``[B, S]`` int64; None without merging.
+        tokens: the kinds of the kept tokens.
+        segment: the segments that the rule scored by, ``[B, S]`` int64, -1 where a token is in none; None where it
+            knows no segments.
+    """
+
+    positions: Node
+    scores: Node
+    into: Node | None
+    tokens: Tokens
+    segment: Node | None
+
+
 def padding_mask(
     attention: Attention, length: int | SymInt, capacities: Collection[int | SymInt] = ()
 ) -> Callable[..., Tensor]:
@@ -118,7 +138,7 @@ def emit_selection(
     kept: int | Node,
     merging: bool,
     queries: tuple[GraphModule, list[Node]] | None = None,
-) -> tuple[Node, Node, Node | None, Tokens]:
+) -> Selection:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
@@ -132,11 +152,6 @@ def emit_selection(
         kept: how many tokens a row keeps, a number or the node of one.
         merging: what `merges` says of the rule.
         queries: the function of `passes.queries` and its inputs, where the layer does not compute all queries.
-
-    Returns:
-        The node of the kept positions, ``[B, kept]`` int64 in the tokens of the layer; that of the scores,
-        ``[B, S]`` float32, NaN where a token is not visual; that of the positions of what stands for each token,
-        ``[B, S]`` int64, None without merging; and the kinds of the kept tokens.
     """
     rotate, state, rotation_inputs = _layer_state(attention, rotation)
     asked, query_inputs = queries or (None, [])
@@ -160,7 +175,8 @@ def emit_selection(
             positions = keep_positions(scores, is_visual, is_padding, kept)
             of_kept = (kind.gather(1, positions) for kind in kinds)
             standing = () if into is None else (_standing(into, is_visual & ~is_padding),)
-            return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing
+            segments = () if rule.segments is None else (rule.segments(context),)
+            return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
 
     positions, scores, *others = emit(
         select,
@@ -173,9 +189,15 @@ def emit_selection(
         *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
         *query_inputs,
-        results=5 + merging,
+        results=5 + merging + (rule.segments is not None),
     )
-    return positions, scores, others[3] if merging else None, Tokens(*others[:3])
+    return Selection(
+        positions,
+        scores,
+        others[3] if merging else None,
+        Tokens(*others[:3]),
+        None if rule.segments is None else others[-1],
+    )
 
 
 def _layer_state(

@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from . import report, said
 from .config import Config
+from .flops import count_flops
 from .integrations import transformers
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
@@ -114,14 +115,12 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
         _skip(made, config)
         return _inner(module, inputs, config)
     how = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
-    made = report.add(
-        GraphReport(True, _with_remark(how, pruned), pruned.layer, pruned.num_layers, hoisted=pruned.hoisted)
-    )
-    made.passes_s = time.perf_counter() - began
+    made = report.add(GraphReport(True, how))
+    _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
-    return _returning_kept(_inner(copy, inputs, config), made)
+    return _telling(_inner(copy, inputs, config), made, pruned.told, (module, copy))
 
 
 def _compile_publishing(
@@ -201,7 +200,7 @@ class LinkedGraph:
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
                 results = compiled(*args, link.frame, elements)
                 if self.report.pruned:
-                    self._describe()
+                    self._measure()
                 return results
         else:
             self.look_for_pixels(args)
@@ -268,13 +267,11 @@ class LinkedGraph:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None
         self.takes_over = True
-        self.report.pruned, self.report.num_layers = True, pruned.num_layers
-        self.report.layer, self.report.hoisted = pruned.layer, pruned.hoisted
-        self.report.passes_s = time.perf_counter() - began
-        how = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
-        self.report.reason = _with_remark(how, pruned)
+        self.report.pruned = True
+        self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
+        _describe(self.report, pruned, began)
         _log_graphs(self.report, self.module, copy)
-        return _returning_kept(self._compile(copy), self.report)
+        return _telling(self._compile(copy), self.report, pruned.told, (self.module, copy))
 
     def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
@@ -290,30 +287,41 @@ class LinkedGraph:
 
         return lambda *args: compiled()(*args)
 
-    def _describe(self) -> None:
+    def _measure(self) -> None:
         """Reports the lengths of the last call."""
-        scores = self.report.scores
-        assert scores is not None
-        rows, length = scores.shape
-        visual = int((~scores.isnan()).sum()) // rows
+        frame = self.report.frame
+        assert frame is not None
+        rows, length = frame.shape
+        visual = int((frame >= 0).sum()) // rows
         kept = self.config.cuts[-1].kept(visual)
         self.report.sequence_length, self.report.visual_tokens = length, visual
         self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
 
 
-def _with_remark(how: str, pruned: Pruned) -> str:
-    return f"{how}; {pruned.remark}" if pruned.remark else how
+def _describe(made: GraphReport, pruned: Pruned, began: float) -> None:
+    """Reports what was done to a graph, since the time `began`."""
+    if pruned.remark:
+        made.reason = f"{made.reason}; {pruned.remark}"
+    made.cuts, made.layer, made.num_layers = pruned.cuts, pruned.cuts[-1].layer, pruned.num_layers
+    made.hoisted, made.passes_s = pruned.hoisted, time.perf_counter() - began
 
 
 def _in_a_frame(frame: Tensor) -> Tensor:
     return (frame >= 0).unsqueeze(-1)
 
 
-def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
-    """A pruned graph as Dynamo expects it: what it returns on top goes to the report."""
+def _telling(
+    compiled: Compiled, made: GraphReport, told: tuple[str, ...], graphs: tuple[GraphModule, GraphModule]
+) -> Compiled:
+    """A pruned graph as Dynamo expects it: what it returns on top, by the names `told`, goes to the report.
+
+    `graphs` are the ones before and after pruning, for those who want to know what they take.
+    """
 
     def run(*args: Any) -> Sequence[Any]:
-        *results, kept, scores, text = compiled(*args)
+        results = compiled(*args)
+        extra = dict(zip(told, results[-len(told) :], strict=True))
+        text, kept = extra.pop("text"), extra["kept"]
         # Meta tensors have shapes and no data to check.
         most = 0 if text.is_meta else int(text.max())
         if most > kept.shape[1]:
@@ -323,8 +331,10 @@ def _returning_kept(compiled: Compiled, made: GraphReport) -> Compiled:
                 "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
                 "rows of little or no video; run those apart, or with a higher retention"
             )
-        report.keep(made, kept.clone(), scores.clone())
-        return tuple(results)
+        report.keep(made, **{name: tensor.clone() for name, tensor in extra.items()})
+        if report.flops_wanted():
+            made.flops = count_flops(graphs[0], args), count_flops(graphs[1], args)
+        return tuple(results[: -len(told)])
 
     return run
 

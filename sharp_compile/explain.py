@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from . import report
 from .report import GraphReport
+
+
+@dataclass(frozen=True)
+class CachedLayer:
+    """What the call left in the cache of one layer: how many tokens, and the bytes of their keys and values."""
+
+    length: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -19,37 +30,82 @@ class Explanation:
     """What the backend did to the graphs of one call.
 
     Attributes:
-        graphs: a report for each graph that it was given, in order.
+        graphs: a report for each graph that it was given, in order, as it was behind the call.
+        layers: what each layer's cache holds; empty where the call returned no cache.
+        inputs: what the model was called with.
     """
 
     graphs: tuple[GraphReport, ...]
+    layers: tuple[CachedLayer, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def pruned(self) -> bool:
         """Whether any graph was shortened."""
         return any(graph.pruned for graph in self.graphs)
 
+    def outcomes(self) -> list[tuple[str, GraphReport]]:
+        """Each graph with its number; those of which the same is to be said, and that are not pruned, as one.
+
+        Returns:
+            Numbers as text (``"0, 2, 3"``), and the first such report.
+        """
+        numbers: dict[Any, list[int]] = {}
+        for number, graph in enumerate(self.graphs):
+            numbers.setdefault(number if graph.pruned else graph.reason, []).append(number)
+        return [(", ".join(map(str, alike)), self.graphs[alike[0]]) for alike in numbers.values()]
+
     def table(self) -> Table:
-        """The same facts for people, a row for each graph."""
+        """The same facts for people."""
         table = Table(title="sharp_compile: what became of each graph")
         for column in ("graph", "pruned after layer", "sequence", "visual tokens", "why"):
             table.add_column(column)
-        for number, graph in enumerate(self.graphs):
+        for numbers, graph in self.outcomes():
             if graph.pruned:
                 cut = f"{graph.layer} of 0..{(graph.num_layers or 0) - 1}"
                 sequence = f"{graph.sequence_length} -> {graph.pruned_length}"
                 visual = f"{graph.visual_tokens} -> {graph.kept_tokens}"
-                table.add_row(str(number), cut, sequence, visual, graph.reason)
+                table.add_row(numbers, cut, sequence, visual, graph.reason)
             else:
-                table.add_row(str(number), "-", "-", "-", graph.reason)
+                table.add_row(numbers, "-", "-", "-", graph.reason)
         return table
+
+    def to_html(
+        self,
+        path: str | Path,
+        frames: np.ndarray | Sequence[np.ndarray] | None = None,
+        title: str | None = None,
+    ) -> None:
+        """Writes one HTML page that needs no network: scores and dropped tokens on the frames, layers, costs, reasons.
+
+        Args:
+            path: the file to write.
+            frames: what the model saw, ``[T, H, W, 3]`` uint8; for a batch a sequence of such, one for each row. None
+                takes the frames among the model's inputs, where they are there as frames and not as patches.
+            title: the page's heading.
+
+        Raises:
+            ImportError: without Pillow, which the extra ``video`` brings.
+            ValueError: for frames of another shape or type, or not one array for each row.
+            OSError: where the file can't be written.
+        """
+        try:
+            from .page.write import write_page
+        except ModuleNotFoundError as error:
+            if error.name != "PIL":
+                raise
+            raise ImportError("to_html needs Pillow: pip install 'sharp-compile[video]'") from error
+        if isinstance(frames, np.ndarray) and frames.ndim == 4:
+            frames = frames[None]
+        write_page(self, Path(path), None if frames is None else list(frames), title)
 
 
 def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     """Runs one forward call of a model, and prints what became of its graphs.
 
     A model that was compiled with ``model.compile(backend="sharp", ...)`` runs as it is: its new graphs are
-    shown, and those that are pruned. Any other is compiled for this call with the default options.
+    shown, and those that are pruned. Any other is compiled for this call with the default options. The operations of
+    pruned graphs are counted, which takes seconds for a large model.
 
     Args:
         model: a module.
@@ -61,8 +117,20 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     call: Callable[..., Any] = model
     if getattr(model, "_compiled_call_impl", None) is None:
         call = torch.compile(model._call_impl, backend="sharp")
-    with report.watch() as graphs, torch.no_grad():
-        call(**inputs)
-    explanation = Explanation(tuple(graphs))
+    with report.watch(flops=True) as graphs, torch.no_grad():
+        output = call(**inputs)
+    # Reports are of the last run, and the explanation is of this one.
+    explanation = Explanation(tuple(replace(graph) for graph in graphs), _cached(output), inputs)
     Console().print(explanation.table())
     return explanation
+
+
+def _cached(output: Any) -> tuple[CachedLayer, ...]:
+    """What is in the cache that a model of transformers returned."""
+    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
+    held = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    return tuple(
+        CachedLayer(keys.shape[-2], sum(tensor.numel() * tensor.element_size() for tensor in (keys, values)))
+        for keys, values in held
+        if isinstance(keys, Tensor) and isinstance(values, Tensor)
+    )

@@ -6,8 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:  # options may hold what a report is needed for: a calibration
+    from .config import Cut
 
 
 @dataclass
@@ -18,6 +22,7 @@ class GraphReport:
         pruned: whether its sequence is shortened.
         reason: why not, or how it was found.
         layer: the decoder layer after which it is (the last of several cuts); None where it is not.
+        cuts: where the sequence is shortened, and to what share; None where it is not.
         hoisted: whether the scoring layer (the first of several cuts') computes only keys and values for all tokens,
             and all else for the kept ones; None where it is not shortened.
         passes_s: seconds that our passes took for it; None where it is not shortened.
@@ -29,6 +34,11 @@ class GraphReport:
         kept: the ``[B, S']`` positions that the last run kept, None before the first.
         scores: the ``[B, S]`` float32 scores that the first cut of the last run went by, NaN where a token is
             not visual; None before the first run.
+        frame: the ``[B, S]`` int64 numbers of the frames in the last run, as far as the graph shows them, -1 where a
+            token is not visual; None before the first run.
+        segment: likewise the segments of ShaRP, as the first cut of the last run had them; None where it has none.
+        flops: floating-point operations of the last run in `sharp_compile.explain`, without and with pruning; each None
+            where PyTorch's counter can't run the graph.
     """
 
     pruned: bool
@@ -43,10 +53,20 @@ class GraphReport:
     scores: Tensor | None = None
     hoisted: bool | None = None
     passes_s: float | None = None
+    cuts: tuple[Cut, ...] | None = None
+    frame: Tensor | None = None
+    segment: Tensor | None = None
+    flops: tuple[int | None, int | None] | None = None
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    seen: list[GraphReport]
+    flops: bool
 
 
 _reports: list[GraphReport] = []
-_watchers: list[list[GraphReport]] = []
+_watchers: list[_Watcher] = []
 _latest = threading.local()
 
 
@@ -59,14 +79,19 @@ def add(made: GraphReport) -> GraphReport:
 
 def notice(made: GraphReport) -> None:
     """Tells who is watching that a graph was compiled or ran."""
-    for seen in _watchers:
-        if not any(other is made for other in seen):
-            seen.append(made)
+    for watcher in _watchers:
+        if not any(other is made for other in watcher.seen):
+            watcher.seen.append(made)
 
 
-def keep(made: GraphReport, kept: Tensor, scores: Tensor) -> None:
+def flops_wanted() -> bool:
+    """Whether somebody watches who wants graphs counted."""
+    return any(watcher.flops for watcher in _watchers)
+
+
+def keep(made: GraphReport, kept: Tensor, scores: Tensor, frame: Tensor, segment: Tensor | None = None) -> None:
     """Notes what the run of a pruned graph kept, in its report and as the latest of this thread."""
-    made.kept, made.scores = kept, scores
+    made.kept, made.scores, made.frame, made.segment = kept, scores, frame, segment
     _latest.kept = kept
     notice(made)
 
@@ -77,14 +102,17 @@ def latest_kept() -> Tensor | None:
 
 
 @contextmanager
-def watch() -> Iterator[list[GraphReport]]:
-    """A list of the graphs that are compiled, and of the pruned ones that run, while it is open."""
-    seen: list[GraphReport] = []
-    _watchers.append(seen)
+def watch(flops: bool = False) -> Iterator[list[GraphReport]]:
+    """A list of the graphs that are compiled, and of the pruned ones that run, while it is open.
+
+    With `flops` the operations of the pruned ones that run are counted, which takes seconds.
+    """
+    watcher = _Watcher([], flops)
+    _watchers.append(watcher)
     try:
-        yield seen
+        yield watcher.seen
     finally:
-        _watchers[:] = [other for other in _watchers if other is not seen]
+        _watchers[:] = [other for other in _watchers if other is not watcher]
 
 
 def reports() -> list[GraphReport]:

@@ -13,6 +13,7 @@ import typer
 from .bench import bench
 from .demo import demo
 from .evaluate import evaluate
+from .explain import explain
 
 app = typer.Typer(
     help="Prune visual tokens inside the decoders of video language models, with torch.compile.",
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(explain)
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from sharp_compile.demo import DemoError
-from sharp_compile.demo.cells import Grid, grid_of
 from sharp_compile.demo.video import Clip
 from sharp_compile.integrations.torchvision import make_importable
+from sharp_compile.page.cells import Grid, grid_of
 
 make_importable()
 
@@ -117,7 +117,7 @@ def local(path: Path) -> Source:
         settings = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = AutoProcessor.from_pretrained(path, **settings)
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=_dtype(), **settings)
+            model = AutoModelForImageTextToText.from_pretrained(path, dtype=_dtype(), use_safetensors=True, **settings)
         except (OSError, ValueError) as error:
             raise DemoError(f"{path}: no checkpoint of a video model ({_brief(error)})") from error
         return model, processor
@@ -125,8 +125,8 @@ def local(path: Path) -> Source:
     return Source(path.name or str(path), load)
 
 
-def prepare(source: Source, clip: Clip) -> Case:
-    """Load a model and make its inputs from the clip, on the accelerator if there is one.
+def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
+    """Load a model and make its inputs from the clip and a question, on the accelerator if there is one.
 
     Raises:
         DemoError: The checkpoint can't be loaded, or can't be asked about a video.
@@ -141,7 +141,7 @@ def prepare(source: Source, clip: Clip) -> Case:
         duration=clip.total / clip.fps,
         frames_indices=list(clip.indices),
     )
-    content: Any = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    content: Any = [{"type": "video"}, {"type": "text", "text": question}]
     try:
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -161,7 +161,7 @@ def prepare(source: Source, clip: Clip) -> Case:
     visual = torch.isin(inputs["input_ids"][0], placeholders).nonzero()[:, 0]
     if len(visual) == 0:
         raise DemoError(f"{source.name}: the prompt for {count} frames has no visual tokens")
-    grid = grid_of(model.config, inputs, len(visual))
+    grid = grid_of(inputs, len(visual))
     inputs = dict(inputs.to(_device(), _dtype()))
     return Case(source.name, model.to(_device()).eval(), inputs, visual, grid)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -26,6 +24,7 @@ from sharp_compile.demo import DemoError, answers, measure, models, picture, vid
 from sharp_compile.demo.row import Row
 from sharp_compile.evaluation.grade import NotPruned
 from sharp_compile.evaluation.scenes import WORLDS
+from sharp_compile.quiet import hush
 from sharp_compile.report import GraphReport
 from sharp_compile.timing import interleave
 from sharp_compile.twin import twin
@@ -59,7 +58,7 @@ def run(request: Request) -> list[Row]:
     Raises:
         DemoError: Something that the user can change keeps the demo from running.
     """
-    _hush()
+    hush()
     _check_compiler()
     clip = video.read(request.video, request.frames)
     sources = list(models.built_in()) if request.model is None else [models.local(request.model)]
@@ -188,7 +187,8 @@ def _section(case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequ
         return []
     is_kept = torch.isin(case.visual.cpu(), kept).numpy()
     _, inductor, sharp = rows
-    per_grid = "" if case.grid.frames == 1 else f", the first of each {case.grid.frames} frames shown"
+    each = case.grid.frames_each(len(clip.frames))
+    per_grid = "" if each == 1 else f", the first of each {each} frames shown"
     return [
         picture.Section(
             f"{case.name}: {np.count_nonzero(is_kept)} of {len(is_kept)} visual tokens are kept "
@@ -196,7 +196,7 @@ def _section(case: models.Case, clip: video.Clip, kept: torch.Tensor, rows: Sequ
             f"sequence {sharp.sequence_length} to {sharp.pruned_length} tokens, "
             f"prefill {inductor.median_s:.2f} s with Inductor, {sharp.median_s:.2f} s with sharp "
             f"({sharp.speedup_vs_inductor:.1f}x){per_grid}; dimmed: dropped",
-            clip.frames[:: case.grid.frames],
+            clip.frames[::each],
             case.grid.spread(is_kept),
         )
     ]
@@ -271,13 +271,3 @@ def _check_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise DemoError("Inductor needs a C++ compiler: install g++, or name yours in CXX") from error
-
-
-def _hush() -> None:
-    """Keep libraries from telling what is no news here and would break the progress bar.
-
-    Dynamo warns of the graph break in transformers' check of the placeholders, which is expected;
-    transformers shows default generation settings.
-    """
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()

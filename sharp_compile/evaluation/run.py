@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from sharp_compile import record
 from sharp_compile.integrations.torchvision import make_importable
+from sharp_compile.quiet import hush
 
 from . import MODELS
 from .exam import Exam, hold_out
@@ -58,7 +58,7 @@ def run(request: Request) -> list[Row]:
         NotPruned: if a model runs unpruned that should not.
         ValueError: for options that the backend refuses.
     """
-    _hush()
+    hush()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
         total = request.questions * len(request.worlds) * (2 + len(request.ways))
@@ -147,10 +147,3 @@ def table_of(title: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     return table
-
-
-def _hush() -> None:
-    """Dynamo warns of a graph break in transformers' check of the placeholders, which is expected."""
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

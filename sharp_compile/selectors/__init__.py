@@ -21,6 +21,7 @@ from .framefusion import framefusion
 from .pyramiddrop import pyramiddrop
 from .random import random
 from .sharp import sharp
+from .sharp.segments import own_segments
 from .sparsevlm import sparsevlm
 from .uniform import uniform
 from .visiondrop import visiondrop
@@ -36,13 +37,15 @@ class Rule:
     """A scoring function, and the tensors that it is called with beside the context.
 
     ``needs_attention`` says that it looks at the context's queries, keys or mask, ``merges`` that it returns a pair;
-    None where only a call can tell.
+    None where only a call can tell. ``segments`` gives the segments ``[B, S]`` that it scores by, for reports; None
+    where it knows none.
     """
 
     score: Score
     constants: tuple[Tensor, ...] = ()
     needs_attention: bool = True
     merges: bool | None = False
+    segments: Callable[[Context], Tensor] | None = None
 
 
 def rule(config: Config) -> Rule:
@@ -53,7 +56,9 @@ def rule(config: Config) -> Rule:
         profile = None if config.debias is None else config.debias.profile
         constants = profile.table() if isinstance(profile, Calibration) else ()
         parts = functools.partial(sharp, segment=config.segment, debias=config.debias, dedup=config.dedup)
-        return Rule(parts, constants)
+        if config.segment is None or config.segment.scope != "scores":
+            return Rule(parts, constants)
+        return Rule(parts, constants, segments=functools.partial(own_segments, segment=config.segment))
     rules = {
         "fastv": Rule(fastv),
         "pyramiddrop": Rule(pyramiddrop),

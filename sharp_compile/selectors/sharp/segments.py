@@ -43,6 +43,11 @@ def segments(frame: Tensor, vectors: Tensor, segment: Segment) -> Tensor:
     return number.where(frame >= 0, -1)
 
 
+def own_segments(ctx: Context, segment: Segment) -> Tensor:
+    """`segments` of the tokens at a layer, compared by what they are about, ``[B, S]`` int64."""
+    return segments(ctx.frame, content(ctx), segment)
+
+
 def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
     """One more step of attention, from the tokens that the text attends to: ``sum_u s[u] a_seg[u, v] / 2``.
 
@@ -64,7 +69,7 @@ def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
     rows = ranked.argsort(dim=1, descending=True, stable=True)[:, :_MOST_ROWS]
     top = ranked.gather(1, rows)
     rows = rows.clamp_max(ctx.is_visual.shape[1] - 1)
-    own = segments(ctx.frame, content(ctx), segment)
+    own = own_segments(ctx, segment)
     visible = ctx.visible_to(rows) & inside(own, own.gather(1, rows))[:, None]
     return received_attention(ctx.queries(rows), ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
 

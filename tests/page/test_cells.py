@@ -1,13 +1,11 @@
 """Which cell a visual token stands for, against what the models themselves do with their features."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from sharp_compile.demo.cells import Grid, grid_of
 from sharp_compile.integrations.torchvision import make_importable
+from sharp_compile.page.cells import Grid, grid_of
 
 make_importable()
 
@@ -52,8 +50,8 @@ def test_llava_onevision_cells_are_where_the_model_pools_its_features(image_size
     tokens = pooled.reshape(-1, 3).numpy()
 
     inputs = {"pixel_values_videos": torch.zeros(1, frames, 3, image_size, image_size)}
-    grid = grid_of(config, inputs, len(tokens) + 1)
-    assert grid is not None and grid.frames == 1
+    grid = grid_of(inputs, len(tokens) + 1)
+    assert grid is not None
     newline = np.full((1, 3), np.nan, dtype=np.float32)
     cells = np.stack([grid.spread(column) for column in np.concatenate([tokens, newline]).T], axis=-1)
     for time, row, column in np.ndindex(*cells.shape[:3]):
@@ -80,20 +78,50 @@ def test_qwen_cells_are_where_the_rotary_positions_say():
     )
     place = positions[:, 0, 3 : 3 + visual].numpy()
 
-    grid = grid_of(config, {"video_grid_thw": patches}, visual)
-    assert grid == Grid(4, 3, 5, 2)
+    grid = grid_of({"pixel_values_videos": torch.zeros(4 * 6 * 10, 12), "video_grid_thw": patches}, visual)
+    assert grid == Grid(4, 3, 5)
     times, rows, columns = (grid.spread(axis - axis.min()) for axis in place)
     np.testing.assert_array_equal(rows, np.arange(3)[None, :, None].repeat(4, 0).repeat(5, 2))
     np.testing.assert_array_equal(columns, np.arange(5)[None, None, :].repeat(4, 0).repeat(3, 1))
     assert np.all(np.diff(times[:, 0, 0]) > 0) and np.all(times == times[:, :1, :1])
 
 
-@pytest.mark.parametrize("visual", [4 * 196, 4 * 196 + 2])
-def test_a_count_that_the_layout_does_not_explain_has_no_grid(visual):
-    vision = SimpleNamespace(image_size=384, patch_size=14)
-    config = SimpleNamespace(model_type="llava_onevision", vision_config=vision)
-    assert grid_of(config, {"pixel_values_videos": torch.zeros(1, 4, 3, 384, 384)}, visual) is None
+@pytest.mark.parametrize(
+    ("pixels", "rows", "visual", "grid"),
+    [
+        ({"pixel_values_videos": (1, 4, 3, 8, 8)}, 1, 4 * 196 + 1, Grid(4, 14, 14)),
+        ({"pixel_values_videos": (1, 4, 3, 8, 8)}, 1, 4 * 196, Grid(4, 14, 14)),
+        ({"pixel_values_videos": (1, 4, 3, 8, 8)}, 1, 4 * 196 + 2, None),
+        ({"pixel_values_videos": (2, 3, 3, 8, 8)}, 2, 3 * 16, Grid(3, 4, 4)),
+        ({"pixel_values_videos": (6, 3, 8, 8)}, 2, 3 * 16, Grid(3, 4, 4)),
+        ({"pixel_values_videos": (5, 3, 8, 8)}, 2, 3 * 16, None),
+        ({"pixel_values": (1, 3, 8, 8)}, 1, 576, Grid(1, 24, 24)),
+        ({"pixel_values": (1, 3, 8, 8), "pixel_values_videos": (1, 4, 3, 8, 8)}, 1, 64, None),
+        ({"pixel_values_videos": (40, 12)}, 1, 10, None),
+        ({}, 1, 64, None),
+        ({"pixel_values": (1, 3, 8, 8)}, 1, 0, None),
+    ],
+)
+def test_frames_of_one_size_are_squares_of_cells(pixels, rows, visual, grid):
+    inputs = {name: torch.zeros(shape) for name, shape in pixels.items()}
+    inputs["input_ids"] = torch.zeros(rows, visual + 3, dtype=torch.long)
+    assert grid_of(inputs, visual) == grid
 
 
-def test_an_unknown_model_has_no_grid():
-    assert grid_of(SimpleNamespace(model_type="other"), {}, 100) is None
+@pytest.mark.parametrize(
+    ("patches", "visual", "grid"),
+    [
+        ([[2, 4, 6]], 12, Grid(2, 2, 3)),
+        ([[2, 4, 6]], 48, Grid(2, 4, 6)),
+        ([[2, 4, 6]], 24, None),
+        ([[1, 3, 6]], 4, None),
+        ([[1, 4, 4], [1, 4, 4]], 8, None),  # two videos: which tokens are whose is not known
+    ],
+)
+def test_patches_are_merged_by_squares(patches, visual, grid):
+    inputs = {"pixel_values_videos": torch.zeros(1, 12), "video_grid_thw": torch.tensor(patches)}
+    assert grid_of(inputs, visual) == grid
+
+
+def test_how_many_frames_a_grid_stands_for():
+    assert [Grid(times, 2, 2).frames_each(frames) for times, frames in ((4, 4), (4, 8), (4, 7), (1, 1))] == [1, 2, 2, 1]

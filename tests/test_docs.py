@@ -1,0 +1,158 @@
+"""The documentation: every block of code runs, every command is one, every reason has its remedy."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import typer.main
+from markdown_it import MarkdownIt
+
+import sharp_compile
+from sharp_compile import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+needs_torchvision = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="transformers' video processors need torchvision"
+)
+
+
+def blocks(page, language):
+    """The code of a page in one language, each with the number of its first line."""
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    return [(token.content, token.map[0] + 1) for token in tokens if token.type == "fence" and token.info == language]
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with `my-model`, of moderate size and random weights, and `video.mp4`."""
+    from sharp_compile.demo import models
+    from sharp_compile.demo.run import CLIP
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.DECODER, "num_hidden_layers", 4)
+        model, processor = next(models.built_in()).load()
+    model.save_pretrained(folder / "my-model")
+    processor.save_pretrained(folder / "my-model")
+    shutil.copy(CLIP, folder / "video.mp4")
+    return folder
+
+
+@pytest.fixture
+def namespace(checkpoint):
+    """What the pages speak of without making it: a model, its processor, a video, a prompt and inputs."""
+    import numpy
+
+    from sharp_compile.demo import models
+    from sharp_compile.demo.video import read
+
+    clip = read(checkpoint / "video.mp4", 2)
+    case = models.prepare(models.local(checkpoint / "my-model"), clip)
+    processor = models.AutoProcessor.from_pretrained(checkpoint / "my-model")
+    content = [{"type": "video"}, {"type": "text", "text": "What happens here?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return {
+        "model": case.model,
+        "inputs": case.inputs,
+        "processor": processor,
+        "video": clip.frames,
+        "prompt": prompt,
+        "numpy": numpy,
+        "torch": torch,
+        "sharp_compile": sharp_compile,
+    }
+
+
+@needs_torchvision
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monkeypatch):
+    """One after the other, as a reader would."""
+    for name in ("my-model", "video.mp4"):
+        (tmp_path / name).symlink_to(checkpoint / name)
+    monkeypatch.chdir(tmp_path)
+    for code, line in blocks(page, "python"):
+        exec(compile("\n" * line + code, page, "exec"), namespace)
+
+
+def commands(page):
+    """Our own commands on a page, each with the number of its block's first line."""
+    for code, line in blocks(page, "sh"):
+        for command in re.split(r"\n|&&|;", code.replace("\\\n", " ")):
+            if command.strip().startswith("sharp-compile"):
+                yield command.strip(), line
+
+
+@pytest.mark.parametrize(("command", "page", "line"), [(c, name_of(p), n) for p in PAGES for c, n in commands(p)])
+def test_every_command_is_one(command, page, line):
+    """It is parsed by the command line itself: its options are there, and their values are of the right kind."""
+    _, name, *arguments = shlex.split(command)
+    group = typer.main.get_command(cli.app)
+    subcommand = group.commands[name]
+    try:
+        subcommand.make_context(name, arguments)
+    except click.UsageError as error:
+        pytest.fail(f"{page}:{line}: {error.format_message()}")
+
+
+def test_inline_commands_are_known():
+    known = typer.main.get_command(cli.app).commands
+    for page in PAGES:
+        for name in re.findall(r"`sharp-compile (\w+)", page.read_text(encoding="utf-8")):
+            assert name in known, f"{name_of(page)}: sharp-compile {name}"
+
+
+def reasons():
+    """The literal parts of every reason in the code, with its place; those that only hand a reason on have none."""
+    for path in [*(ROOT / "passes").glob("*.py"), ROOT / "sharp_compile" / "backend.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_raised = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "CannotPrune"
+            is_set = isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "reason"
+            if is_raised or is_set:
+                value = node.args[0] if is_raised else node.value
+                parts = [part.value for part in ast.walk(value) if isinstance(part, ast.Constant)]
+                if parts := [part for part in parts if isinstance(part, str) and len(part) > 12]:
+                    yield pytest.param(parts, id=f"{path.name}:{node.lineno}")
+
+
+OF_PRUNED_GRAPHS = ("visual features are injected in this graph, a later", "an earlier graph injected visual features")
+
+
+@pytest.mark.parametrize("parts", [*reasons()])
+def test_every_reason_has_its_remedy(parts):
+    lines = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    quoted = [quote for line in lines if line.startswith('| "') for quote in line.split(" | ")[0].split('"')[1::2]]
+    if not any(part.startswith(OF_PRUNED_GRAPHS) for part in parts):
+        said = " ".join(parts)
+        assert any(quote in said for quote in quoted), f"docs/troubleshooting.md has no row for: {said}"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_site_builds_and_needs_no_network(tmp_path):
+    pytest.importorskip("mkdocs_material" if importlib.util.find_spec("mkdocs_material") else "material")
+    pytest.importorskip("mkdocstrings")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
+    pages = list(tmp_path.glob("*.html"))
+    assert len(pages) > len(PAGES) - 2
+    for page in pages:
+        fetched = re.findall(r'<(?:script|img|link)\b[^>]*?(?:src|href)="(https?:[^"]+)"', page.read_text())
+        assert not fetched, f"{page.name} fetches {fetched}"
+    assert "sharp_compile.explain" in (tmp_path / "api.html").read_text()
