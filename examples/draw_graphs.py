@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,49 +37,71 @@ def main() -> None:
     hush()
     asked = rendered("crowded")
 
-    before = decoder_graph(asked.model, asked.inputs, None)
-    after = decoder_graph(asked.model, asked.inputs, {"layer": LAYER})
+    before = largest_graph(asked.model, asked.inputs, None)
+    after = largest_graph(asked.model, asked.inputs, {"layer": LAYER})
     report = next(report for report in sharp_compile.reports() if report.pruned)
     length, short = int(report.sequence_length or 0), int(report.pruned_length or 0)
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), sharey=True, layout="constrained")
     for axis, graph, title in ((axes[0], before, "before"), (axes[1], after, f"after: cut behind layer {LAYER}")):
         draw(axis, graph, length, short)
-        axis.set_title(f"{title} ({len(graph.graph.nodes)} nodes)")
+        axis.set_title(f"{title} ({len(graph)} nodes)")
     axes[0].set_ylabel("tokens of a node's result")
-    axes[1].legend(loc="upper right", markerscale=3)
+    axes[1].legend(loc="center right", markerscale=3)
     figure.savefig(picture, dpi=110)
 
 
-def decoder_graph(model: torch.nn.Module, inputs: dict[str, Any], options: dict[str, Any] | None) -> GraphModule:
-    """The largest graph that is compiled in one call: with the backend's options, or for None as Dynamo makes it."""
-    seen: list[GraphModule] = []
+@dataclass(frozen=True)
+class Ran:
+    """A node of a graph as it ran: the decoder layer it comes from, None if from none, and the shape of its result."""
 
-    def look(graph: GraphModule, _: Any) -> GraphModule:
-        seen.append(graph)
-        return graph
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+class Recorder(torch.fx.Interpreter):
+    """Runs a graph node by node, and notes what ran."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.ran: list[Ran] = []
+
+    def run_node(self, node: Node) -> Any:
+        """Run one node."""
+        result = super().run_node(node)
+        if node.op not in ("placeholder", "get_attr", "output"):
+            self.ran.append(Ran(decoder_layer(node), tuple(getattr(result, "shape", ()))))
+        return result
+
+
+def largest_graph(model: torch.nn.Module, inputs: dict[str, Any], options: dict[str, Any] | None) -> list[Ran]:
+    """The graph of one call with most nodes: with the backend's options, or for None as Dynamo makes it."""
+    recorders: list[Recorder] = []
+
+    def record(graph: GraphModule, _: Any) -> Callable[..., Any]:
+        recorders.append(Recorder(graph))
+        return recorders[-1].run
 
     torch.compiler.reset()
     sharp_compile.reset()
-    how: dict[str, Any] = {"backend": look}
+    how: dict[str, Any] = {"backend": record}
     if options is not None:
-        how = {"backend": "sharp", "options": {**options, "inner": look}}
+        how = {"backend": "sharp", "options": {**options, "inner": record}}
     with torch.no_grad():
         torch.compile(model, **how)(**inputs)
-    return max(seen, key=lambda graph: len(graph.graph.nodes))
+    return max((recorder.ran for recorder in recorders), key=len)
 
 
-def draw(axis: Axes, graph: GraphModule, length: int, short: int) -> None:
+def draw(axis: Axes, ran: list[Ran], length: int, short: int) -> None:
     """Draw one graph: a dot for each node, a band for each decoder layer."""
     points: dict[str, list[tuple[int, int]]] = {FULL: [], SHORT: [], NEITHER: []}
     bands: dict[int, list[int]] = {}
-    for place, node in enumerate(graph.graph.nodes):
-        shape = getattr(node.meta.get("example_value"), "shape", ())
+    for place, node in enumerate(ran):
         # By size alone: good enough to look at, and not how a pass does it.
-        tokens = length if length in shape else short if short in shape else 0
+        tokens = length if length in node.shape else short if short in node.shape else 0
         points[{length: FULL, short: SHORT}.get(tokens, NEITHER)].append((place, tokens))
-        if (layer := decoder_layer(node)) is not None:
-            bands.setdefault(layer, []).append(place)
+        if node.layer is not None:
+            bands.setdefault(node.layer, []).append(place)
     for layer, places in bands.items():
         axis.axvspan(min(places), max(places), color=BANDS[layer % 2], zorder=0)
         axis.text((min(places) + max(places)) / 2, length * 1.06, f"layer {layer}", ha="center", fontsize=8)
@@ -92,7 +116,7 @@ def draw(axis: Axes, graph: GraphModule, length: int, short: int) -> None:
 def decoder_layer(node: Node) -> int | None:
     """The number of the decoder layer that a node comes from, by the names of the modules around it."""
     for name, _ in node.meta.get("nn_module_stack", {}).values():
-        if found := re.search(r"language_model.*layers\W+(\d+)", str(name)):
+        if found := re.search(r"language_model.*layers\W+(?:_modules\W+)?(\d+)", str(name)):
             return int(found[1])
     return None
 

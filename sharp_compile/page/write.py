@@ -139,7 +139,7 @@ def _rows(graph: GraphReport, inputs: Mapping[str, Any], frames: Sequence[np.nda
                     }
                     for tile in tiles
                 ],
-                "segments": _segments(tokens),
+                "segments": _segments(tokens, tiles),
             }
         )
     return rows
@@ -157,9 +157,14 @@ def _tokens(graph: GraphReport, row: int) -> Tokens:
     )
 
 
-def _segments(tokens: Tokens) -> list[tuple[int, int, int]]:
-    """The number, the kept and all tokens of each segment; none where segments are frames, which have theirs."""
-    if tokens.segment is None or np.array_equal(tokens.segment, tokens.frame):
+def _segments(tokens: Tokens, tiles: Sequence[Tile]) -> list[tuple[int, int, int]]:
+    """The number, the kept and all tokens of each segment; none where segments are tiles, which have theirs."""
+    if tokens.segment is None:
+        return []
+    tile = np.empty_like(tokens.segment)
+    for number, each in enumerate(tiles):
+        tile[each.tokens[each.tokens >= 0]] = number
+    if np.array_equal(np.diff(tile) != 0, np.diff(tokens.segment) != 0):
         return []
     return [
         (int(number), int(tokens.kept[tokens.segment == number].sum()), int((tokens.segment == number).sum()))
