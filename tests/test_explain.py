@@ -3,8 +3,10 @@
 import logging
 
 import torch
+from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
+from sharp_compile import backend
 from tests.test_linked_graphs import Broken
 from tests.toy import Toy, toy_inputs
 
@@ -23,7 +25,8 @@ def test_explain_a_compiled_model(capsys):
     assert len(sharp_compile.reports()) == 1
 
 
-def test_explain_compiles_a_model_that_is_not(capsys):
+def test_explain_compiles_a_model_that_is_not(capsys, monkeypatch):
+    monkeypatch.setattr(backend, "lookup_backend", lambda _: lookup_backend("eager"))
     model = Toy()
     explanation = sharp_compile.explain(model, ids=torch.arange(8)[None], features=torch.randn(0, 16))
     assert explanation.graphs
