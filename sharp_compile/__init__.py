@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from . import requirements
+
+requirements.check("torch", "transformers")
+
 import torch
 
 from .calibration import Calibration, calibrate

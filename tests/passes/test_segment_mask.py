@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from sharp_compile.kernels.segment_attention import segment_attention
+from sharp_compile.kernels.segment_attention import block_sparse, segment_attention
 from torch.testing import assert_close
 
 import sharp_compile
@@ -130,3 +130,15 @@ def test_attention_with_dropout_is_declined(monkeypatch):
     options = {"segment": "forward", "inner": "eager", "on_skip": "raise"}
     with pytest.raises(sharp_compile.CannotPrune, match="has dropout"):
         torch.compile(Toy(), backend="sharp", options=options)(**toy_inputs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [300, 517])
+def test_what_a_gpu_gets_is_the_same(length):
+    """FlexAttention, compiled for a CPU: the blocks and the mask are those that a GPU skips and reads."""
+    query, key = torch.randn(2, 4, length, 16), torch.randn(2, 2, length, 16)
+    value = torch.randn(2, 2, length, 16)
+    position = torch.arange(length)
+    segment = torch.stack([(position - 40) // 128, position // 50]).where(position < length - 20, -1).clamp_min(-1)
+    expected = segment_attention(query, key, value, segment, 0.3)
+    assert_close(block_sparse(query, key, value, segment, 0.3), expected, rtol=1e-5, atol=1e-5)
