@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import check_folders, fail
+from .options import Layer, Retention, Selector
 
 
 def demo(
@@ -20,15 +21,9 @@ def demo(
         Path | None,
         typer.Option(help="The folder of a checkpoint.  [default: two small models with random weights]"),
     ] = None,
-    retention: Annotated[float, typer.Option(help="Share of the visual tokens kept.")] = 0.10,
-    layer: Annotated[int, typer.Option(help="The decoder layer after which the others are dropped.")] = 1,
-    selector: Annotated[
-        str,
-        typer.Option(
-            help="What decides: sharp, fastv, pyramiddrop, feather, sparsevlm, visiondrop, framefusion, diversity, "
-            "uniform or random."
-        ),
-    ] = "sharp",
+    retention: Retention = 0.10,
+    layer: Layer = 1,
+    selector: Selector = "sharp",
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from the video, at even distances.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 5,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sharp-demo.png"),

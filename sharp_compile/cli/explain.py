@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import check_folders, fail
+from .options import Layer, Retention, Selector
 
 
 def explain(
@@ -27,15 +28,9 @@ def explain(
     world: Annotated[
         str, typer.Option(help="Without --model: which kind of rendered video: sparse, clutter or crowded.")
     ] = "crowded",
-    retention: Annotated[float, typer.Option(help="Share of the visual tokens kept.")] = 0.10,
-    layer: Annotated[int, typer.Option(help="The decoder layer after which the others are dropped.")] = 1,
-    selector: Annotated[
-        str,
-        typer.Option(
-            help="What decides: sharp, fastv, pyramiddrop, feather, sparsevlm, visiondrop, framefusion, diversity, "
-            "uniform or random."
-        ),
-    ] = "sharp",
+    retention: Retention = 0.10,
+    layer: Layer = 1,
+    selector: Selector = "sharp",
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("sharp-explain.html"),
     json: Annotated[Path | None, typer.Option(help="Write the facts to this file as well.")] = None,
 ) -> None:

@@ -51,11 +51,11 @@ def heat(tokens: np.ndarray, order: np.ndarray) -> str:
         order: `[V]` int64, the rank of each token, 0 for the highest score.
     """
     anchors = np.array([[*bytes.fromhex(colour[1:])] for colour in SCALE])
-    height = 1 - order / max(len(order) - 1, 1)
+    height = 1 - order[tokens] / max(len(order) - 1, 1)
     at = np.linspace(0, 1, len(SCALE))
     colours = np.stack([np.interp(height, at, anchor) for anchor in anchors.T], axis=-1).round()
-    opaque = np.concatenate([colours, np.full((len(order), 1), 255)], axis=-1).astype(np.uint8)
-    cells = np.where(tokens[..., None] >= 0, opaque[tokens], 0).astype(np.uint8)
+    opaque = np.concatenate([colours, np.full((*tokens.shape, 1), 255)], axis=-1)
+    cells = np.where(tokens[..., None] >= 0, opaque, 0).astype(np.uint8)
     return _address(Image.fromarray(cells), "PNG", optimize=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Tokens:
     frame: np.ndarray
     segment: np.ndarray | None
 
-    @property
+    @functools.cached_property
     def order(self) -> np.ndarray:
         """The rank of each token by score, `[V]` int64: 0 is the highest; ties go to the first."""
         ranks = np.empty(len(self.scores), np.int64)
