@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
@@ -21,6 +22,8 @@ class Emitter:
     With ``trace`` the function is traced into ATen operators, on the example values of the graph's nodes:
     operators are what caches and Inductor know best. Without, the graph gets a call of the function itself:
     for a graph that Dynamo will trace once more, when sizes are known that the graph does not show.
+
+    A tensor that the function holds of its own (the weights of a learned rule) becomes a constant of the graph.
     """
 
     def __init__(self, module: GraphModule, trace: bool) -> None:
@@ -59,7 +62,7 @@ class Emitter:
         # Layers repeat: the same function of values that look the same is traced once.
         key = (function, *(_signature(argument) for argument in arguments))
         if key not in self.traced:
-            with fake_mode(values):
+            with fake_mode(values) as mode, _real_tensors_allowed(mode):
                 self.traced[key] = make_fx(of_nodes)(*(_own(value) for value in values))
         inlined = self._inline(self.traced[key], nodes)
         return inlined[0] if results == 1 else inlined
@@ -117,6 +120,16 @@ class Emitter:
             place += 1
         self.module.register_buffer(name, value, persistent=False)
         return name
+
+
+@contextmanager
+def _real_tensors_allowed(mode: FakeTensorMode) -> Iterator[None]:
+    """Lets a function that is traced on fake tensors use real ones that it holds."""
+    allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    try:
+        yield
+    finally:
+        mode.allow_non_fake_inputs = allowed
 
 
 def _own(value: Any) -> Any:

@@ -217,6 +217,25 @@ def test_a_function_as_selector():
     }
 
 
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_function_may_hold_weights_of_its_own(inner, dynamic):
+    learned = nn.Linear(16, 1, bias=False)
+    with torch.no_grad():
+        learned.weight.copy_(torch.linspace(-1, 1, 16))
+
+    def spelled_out(ctx):
+        return (ctx.hidden * torch.linspace(-1, 1, 16)).sum(-1)
+
+    kept = []
+    for score in (lambda ctx: learned(ctx.hidden)[..., 0], lambda ctx: ctx.hidden @ learned.weight[0], spelled_out):
+        torch._dynamo.reset()
+        sharp_compile.reset()
+        compiled(Toy(), dynamic, selector=score, retention=0.25, inner=inner)(**toy_inputs())
+        kept.append(sharp_compile.reports()[-1].kept.tolist())  # tracing may have begun anew
+    assert kept[0] == kept[1] == kept[2]
+
+
 def test_a_selector_that_returns_another_shape_is_named():
     with pytest.raises(ValueError, match=r"selector must return .* \[1, 26\], it returned a tensor \[1, 26, 16\]"):
         compiled(Toy(), selector=lambda ctx: ctx.hidden)(**toy_inputs())
