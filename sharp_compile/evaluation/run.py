@@ -105,12 +105,15 @@ def _print(request: Request, rows: Sequence[Row]) -> None:
     console.print(record.machine())
     for layer in dict.fromkeys(way.layer for way in request.ways):
         console.print(_summary(request, layer, [row for row in rows if row.layer in (None, layer)]))
+    if any(row.behind_sharp is not None for row in rows):
+        console.print(_leads(request, rows))
     for layer, retention in dict.fromkeys((way.layer, way.retention) for way in request.ways):
         shown = [row for row in rows if (row.layer, row.retention) in ((None, 1.0), (layer, retention))]
         console.print(_by_kind(layer, retention, shown))
     console.print(
         f"{request.questions} held-out questions a world, each on a video of its own, the same for all rows; "
-        "accuracy and standard error in percent. share: accuracy over that of the full model, mean over the worlds."
+        "accuracy and standard error in percent. share: accuracy over that of the full model, mean over the worlds. "
+        "A lead of less than two standard errors is none."
     )
 
 
@@ -126,6 +129,23 @@ def _summary(request: Request, layer: int, rows: Sequence[Row]) -> Table:
             for values in zip(*((row.accuracy, row.share_of_full) for row in of_way), strict=True)
         ]
         table.add_row(selector, f"{retention:.0%}", *accuracies, *(f"{mean:.1f}" for mean in means))
+    return table
+
+
+def _leads(request: Request, rows: Sequence[Row]) -> Table:
+    """How many points ``sharp`` is ahead, from the paired answers."""
+    table = table_of("Points by which sharp is ahead, on the same videos", "of", "kept", "cut after layer")
+    for world in request.worlds:
+        table.add_column(world, justify="right", no_wrap=True)
+    for way in request.ways:
+        leads = [
+            f"{row.behind_sharp:+.1f} ± {row.behind_sharp_stderr:.1f}"
+            for row in rows
+            if (row.selector, row.retention, row.layer) == (way.selector, way.retention, way.layer)
+            and row.behind_sharp is not None
+        ]
+        if leads:
+            table.add_row(way.selector, f"{way.retention:.0%}", str(way.layer), *leads)
     return table
 
 

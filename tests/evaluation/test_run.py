@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from itertools import product
 
 import pytest
@@ -33,6 +34,11 @@ def test_a_small_evaluation(tmp_path):
     assert rows[0]["share_of_full"] == 100
     assert all(f"By kind of question, 10% kept after layer {layer}" in result.output for layer in (0, 1))
     assert "held-out questions" in result.output
+    leads = re.findall(r"^ *(\w+) +10% +([01]) +([+-]\d+\.\d) ± (\d+\.\d)", result.output, re.MULTILINE)
+    assert [(layer, name) for name, layer, *_ in leads] == [*product("10", ["uniform", "random"])]
+    told = {(row["selector"], row["layer"]): (row["behind_sharp"], row["behind_sharp_stderr"]) for row in rows}
+    for name, layer, points, error in leads:
+        assert (float(points), float(error)) == tuple(round(value, 1) for value in told[name, int(layer)])
     assert Image.open(picture).size[0] > 400
 
 
