@@ -2,7 +2,7 @@
 
 The whole matrix is slow. One case of each architecture, another one each day, is not: CI runs that.
 `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md` runs all of it, and
-writes what came out.
+writes what came out. Every case that runs otherwise is compared with that page.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from copy import deepcopy
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
 from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, cache_of, forward, generate
-from tests.table import CALLS
+from tests.table import CALLS, check_on_page
 
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 OPTIONS = {"inner": "eager", "retention": 0.25}
 ROWS = {"one row": {}, "padded": {"batch": 2, "pad": [0, 3]}}
 # Its own sharp, the oracle knows for some of these only: there it takes the positions.
@@ -58,7 +60,7 @@ def cases():
 
 @pytest.mark.usefixtures("room_for_many_graphs")
 @pytest.mark.parametrize(("name", "call", "rows", "selector"), cases())
-def test_pruned_or_declined(name, call, rows, selector, record_property):
+def test_pruned_or_declined(name, call, rows, selector, record_property, pytestconfig):
     architecture, model = ALL_ARCHITECTURES[name], shared_model(name)
     inputs = architecture.inputs(model, **ROWS[rows])
     run_model = forward if call == "forward" else partial(generate, max_new_tokens=3)
@@ -76,7 +78,7 @@ def test_pruned_or_declined(name, call, rows, selector, record_property):
         expected = run_model(model, inputs)
         reasons = [str(warning.message) for warning in told if "runs a graph unpruned" in str(warning.message)]
         assert any(re.search(DECLINED[name], reason) for reason in reasons), reasons
-        record_property("outcome", (name, call, rows, "", min(reasons, key=len)))
+        outcome = (name, call, rows, "", min(reasons, key=len))
     else:
         (report,) = pruned
         if selector == "sharp":
@@ -87,7 +89,8 @@ def test_pruned_or_declined(name, call, rows, selector, record_property):
             expected = run_model(model, inputs)
         assert report.kept.tolist() == run.kept[0].tolist()
         assert report.layer == run.layers[0]
-        record_property("outcome", (name, call, rows, "pruned", report.reason))
+        outcome = (name, call, rows, "pruned", report.reason)
+    record_property("outcome", outcome)
     if call == "forward":
         assert_same_logits(actual.logits, expected.logits, inputs)
         assert_same_cache(cache_of(actual), cache_of(expected), inputs, new=0)
@@ -96,6 +99,8 @@ def test_pruned_or_declined(name, call, rows, selector, record_property):
     else:
         assert actual.sequences.tolist() == expected.sequences.tolist()
         torch.testing.assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+    if not pytestconfig.getoption("--table"):
+        check_on_page(PAGE, outcome)
 
 
 @pytest.mark.parametrize("name", [pytest.param("molmo2", marks=pytest.mark.slow), "ovis2"])
