@@ -77,9 +77,9 @@ class Answerer:
         try:
             return self._ask(video, read(path, self._asked.frames))
         except DemoError as error:
-            return Record(video, error=_brief(error).removeprefix(f"{path}: "))
+            return Record(video, error=_brief(str(error).removeprefix(f"{path}: ")))
         except Exception as error:
-            return Record(video, error=f"{type(error).__name__}: {_brief(error)}")
+            return Record(video, error=_brief(f"{type(error).__name__}: {error}"))
 
     def _ask(self, video: str, clip: Clip) -> Record:
         inputs, visual = self._loaded.inputs(clip)
@@ -164,6 +164,6 @@ def _words(question: str) -> tuple[str, str, str, str]:
     raise BatchError(f"--question {question!r}: {TRAINED} takes three words and a ?, such as 'color of ring ?'")
 
 
-def _brief(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().partition("\n")[0][:300]
+def _brief(message: str) -> str:
+    """The first line, without the pages that some libraries append to it."""
+    return message.strip().partition("\n")[0][:300]

@@ -62,7 +62,7 @@ def run(request: Request, answers: Answers) -> int:
         return 130
     failed = [record for record in records if record.error is not None]
     for record in failed:
-        err.print(f"failed: {record.video}: {record.error}", style="red")
+        err.print(f"failed: {_printable(record.video)}: {record.error}", style="red")
     for line in _summary(records, earlier, expected):
         out.print(line)
     out.print(f"Answers: {request.output}")
@@ -100,7 +100,10 @@ def _ask(results: Results, missing: Sequence[str], total: int, answers: Answers,
         return
     failed, had = 0, len(results.records)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_interactive
+    )
+    with bar as progress:
         task = progress.add_task("loading", total=total, completed=total - len(missing))
         for record in answers(results.asked, folder, missing):
             results.add(record)
@@ -111,7 +114,7 @@ def _ask(results: Results, missing: Sequence[str], total: int, answers: Answers,
                 completed=total - len(missing) + len(results.records) - had,
             )
     if left := [name for name in missing if name not in results.records]:
-        raise BatchError(f"no answer came for {len(left)} videos, of which {left[0]} is one: run it again")
+        raise BatchError(f"no answer came for {len(left)} videos, of which {_printable(left[0])} is one: run it again")
 
 
 def _summary(records: Sequence[Record], earlier: int, expected: Mapping[str, str]) -> Iterator[str]:
@@ -129,6 +132,11 @@ def _summary(records: Sequence[Record], earlier: int, expected: Mapping[str, str
     if known:
         right = sum(_same(record.answer, expected[record.video]) for record in known)
         yield f"right: {right} of {len(known)} ({right / len(known):.1%})"
+
+
+def _printable(name: str) -> str:
+    """A name in one line, whatever is in it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def _same(answer: str | None, expected: str) -> bool:
