@@ -90,7 +90,9 @@ def _expected(path: Path) -> dict[str, str]:
     return expected
 
 
-def _ask(results: Results, missing: Sequence[str], total: int, answers: Answers, folder: Path, console: Console) -> None:
+def _ask(
+    results: Results, missing: Sequence[str], total: int, answers: Answers, folder: Path, console: Console
+) -> None:
     """Have the missing videos answered, and keep each record as it comes.
 
     Raises:
@@ -100,9 +102,7 @@ def _ask(results: Results, missing: Sequence[str], total: int, answers: Answers,
         return
     failed, had = 0, len(results.records)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_interactive
-    )
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_interactive)
     with bar as progress:
         task = progress.add_task("loading", total=total, completed=total - len(missing))
         for record in answers(results.asked, folder, missing):

@@ -175,4 +175,4 @@ def test_a_checkpoint_that_cannot_be_loaded_is_one_line(start, tmp_path):
     process = start("--model", "none")
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert [line for line in err.splitlines() if "no checkpoint of a video model" in line][0].startswith("error: ")
+    assert any(line.startswith("error: ") and "no checkpoint of a video model" in line for line in err.splitlines())
