@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -118,6 +119,9 @@ class Emitter:
                 return tuple(copies[result] for result in tree_leaves(node.args[0]))
             else:
                 copies[node] = self._remember(self.graph.node_copy(node, copies.__getitem__), node.meta.get("val"))
+                if node.target is torch.ops.aten.view.default:
+                    # What can be viewed depends on strides, which the compiler of the graph may choose otherwise.
+                    copies[node].target = torch.ops.aten.reshape.default
                 if node.op == "get_attr":
                     copies[node].target = self._keep(getattr(traced, str(node.target)))
         raise AssertionError("a graph ends with its output")
