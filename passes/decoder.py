@@ -102,8 +102,17 @@ def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
 
 
 def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
-    """Raises `CannotPrune` where queries, keys and values go into an operator of its own, such as FlashAttention."""
+    """Raises `CannotPrune` for attentions that are there and not seen.
+
+    Queries, keys and values go into an operator of its own, such as FlashAttention; or the layers are graphs inside of
+    this one, which are computed again in the backward pass.
+    """
     for node in flow:
+        if node.target is torch.ops.higher_order.tag_activation_checkpoint:
+            raise CannotPrune(
+                "the decoder's layers are checkpointed, so that the graph does not show what is inside of them; do "
+                "without gradient checkpointing: the pruned layers keep much less for the backward pass"
+            )
         name = str(node.target)
         values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
         sequences = [shape for shape in values if len(shape) == 4 and length in map(expression, shape[1:3])]

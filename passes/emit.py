@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -14,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from .nodes import example, example_tensor, fake_mode
+from .wrappers import is_wrapper, kind_of, names_inside, plain_tensors, rewrapped
 
 
 class Emitter:
@@ -52,11 +54,11 @@ class Emitter:
             if results == 1:
                 return call
             return tuple(self.graph.call_function(operator.getitem, (call, place)) for place in range(results))
-        nodes = [argument for argument in arguments if isinstance(argument, Node)]
+        nodes = [plain for argument in arguments if isinstance(argument, Node) for plain in self._plain(argument)]
 
         def of_nodes(*values: Any) -> Any:
             remaining = iter(values)
-            return function(*(next(remaining) if isinstance(argument, Node) else argument for argument in arguments))
+            return function(*(_refilled(argument, remaining) for argument in arguments))
 
         values = [example(node) for node in nodes]
         # Layers repeat: the same function of values that look the same is traced once.
@@ -93,6 +95,17 @@ class Emitter:
         value = function(example(left), example(right)) if known else None
         return self._remember(self.graph.call_function(function, (left, right)), value)
 
+    def _plain(self, node: Node) -> list[Node]:
+        """The node, or for a tensor that wraps others the nodes of these: what tracing can follow."""
+        value = example(node)
+        if not is_wrapper(value):
+            return [node]
+        inside = (
+            self._remember(self.graph.call_function(getattr, (node, name)), getattr(value, name))
+            for name in names_inside(value)
+        )
+        return [plain for each in inside for plain in self._plain(each)]
+
     @staticmethod
     def _remember(node: Node, value: Any) -> Node:
         if value is not None:
@@ -109,6 +122,9 @@ class Emitter:
                 return tuple(copies[result] for result in tree_leaves(node.args[0]))
             else:
                 copies[node] = self._remember(self.graph.node_copy(node, copies.__getitem__), node.meta.get("val"))
+                if node.target is torch.ops.aten.view.default:
+                    # What can be viewed depends on strides, which the compiler of the graph may choose otherwise.
+                    copies[node].target = torch.ops.aten.reshape.default
                 if node.op == "get_attr":
                     copies[node].target = self._keep(getattr(traced, str(node.target)))
         raise AssertionError("a graph ends with its output")
@@ -132,6 +148,14 @@ def _real_tensors_allowed(mode: FakeTensorMode) -> Iterator[None]:
         mode.allow_non_fake_inputs = allowed
 
 
+def _refilled(argument: Any, remaining: Iterator[Any]) -> Any:
+    """An argument of a function, with the next of the `remaining` values where it is a node."""
+    if not isinstance(argument, Node):
+        return argument
+    value = example(argument)
+    return rewrapped(value, lambda _: next(remaining)) if is_wrapper(value) else next(remaining)
+
+
 def _own(value: Any) -> Any:
     """A tensor like `value`, and no other's: nodes may share an example, which tracing would take for one input."""
     return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
@@ -142,5 +166,6 @@ def _signature(argument: Any) -> str:
     value = example(argument)
     if isinstance(value, Tensor):
         sizes, strides = [str(size) for size in value.shape], [str(stride) for stride in value.stride()]
-        return str((sizes, strides, value.dtype, value.device, value.requires_grad))
+        inside = [] if not is_wrapper(value) else [_signature(plain) for plain in plain_tensors(value)]
+        return str((sizes, strides, value.dtype, value.device, value.requires_grad, kind_of(value), inside))
     return f"{isinstance(argument, Node)} {value}"

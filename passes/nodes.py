@@ -14,6 +14,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
 from .sizes import hint
+from .wrappers import rewrapped
 
 IN_PLACE = {
     operator.iadd: operator.add,
@@ -48,9 +49,13 @@ def stand_in(value: Any, mode: FakeTensorMode) -> Any:
     """A tensor of `mode` like an example, its symbolic sizes the numbers that it was traced with; or such a number."""
     if not isinstance(value, Tensor):
         return hint(value)
-    shape, stride = [hint(size) for size in value.shape], [hint(size) for size in value.stride()]
+
+    def like(plain: Tensor) -> Tensor:
+        shape, stride = [hint(size) for size in plain.shape], [hint(size) for size in plain.stride()]
+        return torch.empty_strided(shape, stride, dtype=plain.dtype, device=plain.device)
+
     with mode:
-        return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+        return rewrapped(value, like, hint)
 
 
 def is_hidden_states(node: Node) -> bool:

@@ -39,6 +39,7 @@ from .nodes import example, leaves_of, run, stand_in, where, with_leaves, writes
 from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
 from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
+from .wrappers import is_wrapper, kind_of, plain_tensors
 
 _MOST_TRIALS = 4096
 _MOST_TIMES = 64  # tokens are copied, for each of so many experts
@@ -318,7 +319,7 @@ class _Probe:
             source = self._stage_read(leaf)
             value = self._value(leaf, source)
             yield _Choice(value)
-            if source < stage and isinstance(value, Tensor):
+            if source < stage and isinstance(value, Tensor) and not is_wrapper(value):
                 yield from self._gathers(leaf, value, source, stage)
             elif source < stage and isinstance(value, int):
                 yield from self._lengths(expression(example(leaf)), stage)
@@ -412,7 +413,8 @@ def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None, roo
     used: set[int] = set()
     for node in graph.nodes:
         for leaf in [*tree_leaves(example(node)), *leaves_of(node)]:
-            sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
+            tensors = [leaf, *plain_tensors(leaf)] if isinstance(leaf, Tensor) else []
+            sizes = [size for tensor in tensors for size in tensor.shape] or [leaf]
             used.update(abs(hint(size)) for size in sizes if isinstance(size, int | SymInt))
     used.discard(0)
 
@@ -449,7 +451,9 @@ def _is_counted(node: Node, leaf: Any) -> bool:
 def _signature(choice: _Choice) -> str:
     """All of a choice that a node's behaviour may depend on."""
     leaves = [
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+        (kind_of(leaf), [(part.shape, part.stride(), part.dtype, part.device) for part in (leaf, *plain_tensors(leaf))])
+        if isinstance(leaf, Tensor)
+        else leaf
         for leaf in tree_leaves(choice.value)
     ]
     return str((leaves, choice.repair, choice.changed))

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
+from .wrappers import is_wrapper, plain_tensors
 
 aten = torch.ops.aten
 
@@ -121,7 +122,7 @@ class TokenRules(TorchDispatchMode):
         super().__init__()
         self.marks = marks
         self.alone = alone
-        self.read_only = {tensor.untyped_storage()._cdata for tensor in read_only}
+        self.read_only = {plain.untyped_storage()._cdata for tensor in read_only for plain in plain_tensors(tensor)}
 
     def __torch_dispatch__(
         self,
@@ -132,6 +133,10 @@ class TokenRules(TorchDispatchMode):
     ) -> Any:
         """Checks one operator, then runs it."""
         kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(map(is_wrapper, tensors)):
+            # Its class runs other operators instead, which come here one by one.
+            return NotImplemented
         named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         for argument in func._schema.arguments:
             written = named.get(argument.name)
@@ -141,7 +146,6 @@ class TokenRules(TorchDispatchMode):
             if written.ndim and written.untyped_storage()._cdata in self.read_only:
                 raise Refused(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         moves_rows = _RULES.get(func.overloadpacket) is TokenRules.reshape and self.marks.batch
         if moves_rows or any(self._token_axes(each) for each in tensors):
             self._rule(func)(self, func, named, result)

@@ -60,7 +60,7 @@ _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% if part['type'] != 'text' %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>"
     "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sharp_compile import CannotPrune
 from tests.toy import Layer, Toy, toy_inputs
@@ -32,3 +33,17 @@ def test_an_attention_that_is_not_known_is_named():
     options = {"inner": "eager", "on_skip": "raise"}
     with pytest.raises(CannotPrune, match=r"attends by tests.attend.default, which is not known; load the model with"):
         torch.compile(model, backend="sharp", options=options)(**toy_inputs())
+
+
+class Checkpointed(Layer):
+    """Computes what is inside of it again in the backward pass."""
+
+    def forward(self, *args):
+        return checkpoint(super().forward, *args, use_reentrant=False)
+
+
+def test_checkpointed_layers_are_named():
+    model = Toy()
+    model.layers = nn.ModuleList(Checkpointed(16, 4, 2, 8, False) for _ in range(3))
+    with pytest.raises(CannotPrune, match=r"layers are checkpointed.*do without gradient checkpointing"):
+        torch.compile(model, backend="sharp", options={"inner": "eager", "on_skip": "raise"})(**toy_inputs())

@@ -30,19 +30,20 @@ def tell_visual_tokens(model: torch.nn.Module) -> None:
 def compile_own_generate(model: torch.nn.Module, options: dict[str, object]) -> None:
     """Compiles what a `generate` of the model's own may call past its `forward`: the models in it that can generate.
 
-    The prompt's visual tokens are told to them. Nothing is done to a model that generates as all models do.
+    Such a model may also be one that wraps another (PEFT). The prompt's visual tokens are told to all of them. Nothing
+    is done to a model that generates as all models do.
     """
     if "transformers" not in sys.modules:
         return
     from transformers import GenerationMixin
 
-    own = getattr(type(model), "generate", None)
-    if not isinstance(model, GenerationMixin) or own is GenerationMixin.generate:
+    generating: Any = model  # mypy: a method is replaced
+    if not hasattr(model, "generate") or getattr(type(model), "generate", None) is GenerationMixin.generate:
         return
     for part in model.modules():
         if part is not model and isinstance(part, GenerationMixin):
             part.compile(backend="sharp", options=options)
-    generating: Any = model  # mypy: a method is replaced
+            tell_visual_tokens(part)
     generating.generate = _telling(generating.generate, inspect.signature(generating.generate), model)
 
 

@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import torch
+from torch import nn
 
 import sharp_compile
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
@@ -23,6 +24,28 @@ def test_a_model_that_generates_as_all_do_is_left_alone():
     model = compiled("llava_onevision")
     assert "generate" not in vars(model)
     assert model.model.language_model._compiled_call_impl is None
+
+
+class Wrapping(nn.Module):
+    """Hands everything on to a model, as a PEFT model does."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args, **kwargs):
+        return self.inside(*args, **kwargs)
+
+    def __getattr__(self, name):
+        modules = vars(self)["_modules"]
+        return modules[name] if name in modules else getattr(modules["inside"], name)
+
+
+def test_a_model_that_wraps_another_is_compiled_inside_too():
+    """Its `generate` is that of the model inside, which calls itself."""
+    model = Wrapping(deepcopy(shared_model("llava_onevision")))
+    sharp_compile.compile(model, inner="eager")
+    assert model._compiled_call_impl is not None and model.inside._compiled_call_impl is not None
 
 
 def test_no_model_of_transformers():
