@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import report
+from .shown import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,9 @@ class Calibration:
     layer: int
     profiles: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Calibration(layer={shown(self.layer)}, profiles of {shown(list(self.profiles))} visual tokens)"
+
     def table(self) -> tuple[Tensor, Tensor]:
         """All profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""
         lengths = sorted(self.profiles)
@@ -32,6 +36,12 @@ class Calibration:
         for row, length in enumerate(lengths):
             profiles[row, :length] = self.profiles[length]
         return profiles, torch.tensor(lengths)
+
+
+def is_measurement(profile: object, visual: int) -> bool:
+    """Whether `profile` is what a `Calibration` holds for a number of visual tokens."""
+    is_vector = isinstance(profile, Tensor) and profile.shape == (visual,) and profile.is_floating_point()
+    return is_vector and bool(profile.isfinite().all())
 
 
 def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int = 1, **inputs: Any) -> Calibration:
