@@ -62,8 +62,12 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def check(program, options):
+CASES = st.tuples(programs(), OPTIONS)
+
+
+def check(case):
     """Compiles the graph of a program and compares it with the program."""
+    program, options = case
     sharp_compile.reset()
     module, inputs = graph_of(program)
     code = module.code
@@ -95,7 +99,7 @@ def check(program, options):
         assert_close(ours, theirs, **CLOSE)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(programs(), OPTIONS)
-def test_any_graph(program, options):
-    check(program, options)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(CASES)
+def test_any_graph(case):
+    check(case)

@@ -141,6 +141,11 @@ VALUES = st.recursive(
 )
 
 
+CASES = st.one_of(
+    st.dictionaries(st.sampled_from(list(DEFAULTS)), VALUES, max_size=3), st.dictionaries(HASHABLE, VALUES), VALUES
+)
+
+
 def check(options):
     """Parses the options, and looks at what a refusal says."""
     try:
@@ -165,11 +170,7 @@ def check(options):
         assert callable(config.inner) or type(config.inner) is str
 
 
-@given(
-    st.one_of(
-        st.dictionaries(st.sampled_from(list(DEFAULTS)), VALUES, max_size=3), st.dictionaries(HASHABLE, VALUES), VALUES
-    )
-)
+@given(CASES)
 @example({"stages": OF_ITSELF})
 @example({"segment": BY_ITSELF})
 @example({"layer": 10**5000})
@@ -203,6 +204,9 @@ def test_names_whose_methods_fail_are_refused():
             check({"inductor": {value: 1}})
 
 
+BYTES = st.binary()
+
+
 def read(data):
     """Options as they stand in a JSON file, as bytes."""
     try:
@@ -212,7 +216,7 @@ def read(data):
     check(options)
 
 
-@given(st.binary())
+@given(BYTES)
 @example(b'{"retention": NaN}')
 @example(b'{"retention": Infinity, "layer": 1e400}')
 @example(b'{"stages": [[0, 0.5], [1, 1e-300]]}')
