@@ -144,7 +144,7 @@ def test_code_that_comes_with_a_checkpoint_runs_only_if_it_may(folder, tmp_path,
     parts = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}
     change(folder, auto_map=parts, **({"model_type": "of_its_own"} if kind == "new" else {}))
     if kind == "new":
-        with pytest.raises(CheckpointError, match="trust_remote_code"):
+        with pytest.raises(CheckpointError, match="custom code"):
             load(str(folder), torch.float32, local=True)
     else:
         load(str(folder), torch.float32, local=True)

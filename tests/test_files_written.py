@@ -84,16 +84,3 @@ def test_a_link_is_followed_and_a_long_name_written(tmp_path):
     assert link.is_symlink() and target.read_bytes() == b"numbers"
     record.write(tmp_path / ("a" * 255), b"numbers")
     assert sorted(len(each.name) for each in tmp_path.iterdir()) == [4, 6, 255]
-
-
-def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-
-    def fails(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
-        record.write(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

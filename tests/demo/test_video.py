@@ -187,7 +187,7 @@ def test_an_unreadable_video_is_named(tmp_path):
         (index_cut_off, "not a video that can be decoded"),
         (sound_only, "there is no video in this file"),
         (no_frames, "the video has no frames"),
-        (two_sizes, "its frames have several sizes (32 x 48, 48 x 32)"),
+        (two_sizes, "its frames have several sizes (48 x 32, 32 x 48)"),
         (huge, "not a video that can be decoded"),
         (playlist, "not a video that can be decoded"),
     ],

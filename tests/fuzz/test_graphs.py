@@ -103,3 +103,9 @@ def check(case):
 @given(CASES)
 def test_any_graph(case):
     check(case)
+
+
+def test_features_that_are_put_over_others_are_not_counted_twice():
+    layer = Layer("fused", "plain", "heads", ())
+    program = Program(1, 3, 7, 2, 1, 1, 8, 18, None, False, False, True, ("logits",), (layer,) * 3)
+    check((program, {"retention": 0.1, "layer": 0, "selector": "uniform", "hoist": True}))
