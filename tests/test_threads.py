@@ -58,9 +58,10 @@ def test_different_models_are_compiled_and_run_at_once(inner):
     """By the function and not by its name, which torch registers in the first thread that asks for it."""
 
     def one(number):
+        # Random weights are those of the process: they are made before the threads begin.
+        model, fast = (Toy(layers=3, eager=bool(number)) for _ in range(2))
+
         def run():
-            sizes = {"layers": 3, "eager": bool(number)}
-            model, fast = Toy(**sizes), Toy(**sizes)
             sharp_compile.compile(fast, inner=inner, retention=0.25, layer=number, selector="uniform")
             for _ in range(3):
                 check(fast, model, toy_inputs(20 + number), layer=number)

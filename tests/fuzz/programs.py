@@ -236,7 +236,7 @@ class _Run:
         if piece in ("mlp", "flat mlp"):
             x = hidden
             if piece == "flat mlp":
-                x = call("view", x, (call.times(rows, length), channels))
+                x = call("reshape", x, (call.times(rows, length), channels))
             x = call(F.linear, call(F.gelu, call(F.linear, x, self.weights["up"])), self.weights["down"])
             if piece == "flat mlp":
                 x = call("view", x, (rows, length, channels))
