@@ -30,7 +30,7 @@ class Calibration:
     profiles: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Calibration(layer={shown(self.layer)}, profiles of {shown(list(self.profiles))} visual tokens)"
+        return f"Calibration(layer={shown(self.layer)}, profiles={shown(self.profiles)})"
 
     def table(self) -> tuple[Tensor, Tensor]:
         """All profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""

@@ -178,6 +178,8 @@ def check(options):
 @example({"selector": "x" * 10**6})
 @example({"inductor": {"x" * 10**6: 1}})
 @example({"debias": Calibration(1, None)})
+@example({"debias": Calibration(1, itertools.count())})
+@example({"debias": Calibration(1, range(10**9))})
 @example({"debias": Calibration(1, {3: "none"})})
 @example({"debias": Calibration(1, {0: torch.zeros(0)})})
 @example({"debias": Calibration(1, {2: torch.tensor([0.5, float("nan")])})})
