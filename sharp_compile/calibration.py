@@ -43,8 +43,9 @@ class Calibration:
 
 def is_measurement(profile: object, visual: int) -> bool:
     """Whether `profile` is what a `Calibration` holds for a number of visual tokens."""
-    is_vector = isinstance(profile, Tensor) and profile.shape == (visual,) and profile.is_floating_point()
-    return is_vector and bool(profile.isfinite().all())
+    if not isinstance(profile, Tensor) or profile.shape != (visual,) or not profile.is_floating_point():
+        return False
+    return bool(profile.isfinite().all())
 
 
 def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int = 1, **inputs: Any) -> Calibration:

@@ -80,7 +80,7 @@ def parse_segment(value: Any) -> Segment:
         number = getattr(part, name)
         if number is None:
             continue
-        if not isinstance(number, Integral) or isinstance(number, bool) or not 1 <= number < MOST:
+        if not isinstance(number, Integral) or isinstance(number, bool) or not 1 <= int(number) < MOST:
             raise ValueError(f"{name}={shown(number)} must be an integer, 1 or more and below 2**63")
     if part.frames is not None and part.count is not None:
         raise ValueError("give frames (of a segment) or count (of segments), not both")
