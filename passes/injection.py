@@ -47,7 +47,9 @@ def find_injections(graph: Graph, earlier: Injection | None = None) -> list[Inje
             if into.target in _EMPTY:
                 continue
             before = found.pop(into, Injection(into, (), ()))
-            found[node] = Injection(node, (*before.masks, mask), (*before.features, features), before.frame)
+            # By the same mask again it puts other features over those: the tokens are no more than they were.
+            injected = dict(zip(before.masks, before.features, strict=True)) | {mask: features}
+            found[node] = Injection(node, tuple(injected), tuple(injected.values()), before.frame)
     return list(found.values())
 
 

@@ -21,6 +21,7 @@ import itertools
 import logging
 import math
 import operator
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -399,13 +400,17 @@ class _Probe:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Fake tensors log each operator that fails; failing is how a probe learns."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
+    """Fake tensors log each operator that fails; failing is how a probe learns. Other threads may log theirs."""
+    logger, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def is_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(is_others)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.removeFilter(is_others)
 
 
 def _unused_primes(graph: Graph, stages: int, length: int, rows: int | None, rooms: tuple[int, ...]) -> Marks:

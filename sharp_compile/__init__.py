@@ -60,7 +60,10 @@ def compile(model: Model, **options: object) -> Model:
         ValueError: for a bad option, before anything is compiled.
     """
     Config.parse(options)
-    model.compile(backend="sharp", options=options)
+    # Loaded now: it looks for the libraries that are. By its name, torch would register it, which only one thread can.
+    from .backend import sharp
+
+    model.compile(backend=sharp, options=options)
     compile_own_generate(model, options)
     tell_visual_tokens(model)
     return model

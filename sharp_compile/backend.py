@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -188,6 +189,8 @@ class LinkedGraph:
         self.linked: dict[int, Compiled | None] = {}
         self.takes_over = False
         self.said_missed = False
+        # Calls of several threads may need the same graph at once; its compilation may need it too.
+        self.lock = threading.RLock()
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
@@ -204,8 +207,9 @@ class LinkedGraph:
                 return results
         else:
             self.look_for_pixels(args)
-        if self.unlinked is None:
-            self.unlinked = self._compile(self.module, _compile_injecting if self.injects else _inner)
+        with self.lock:
+            if self.unlinked is None:
+                self.unlinked = self._compile(self.module, _compile_injecting if self.injects else _inner)
         return self.unlinked(*args)
 
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
@@ -234,17 +238,18 @@ class LinkedGraph:
         Raises:
             CannotPrune: where it can't be, with ``on_skip="raise"``.
         """
-        if place not in self.linked:
-            if self.injects and not self.linked:
-                report.add(self.report)
-            try:
-                self.linked[place] = self._prune(place)
-            except CannotPrune as reason:
-                self.linked[place], self.takes_over, link.read = None, True, True
-                self.report.reason = str(reason)
-                _skip(self.report, self.config)
-        link.read = link.read or self.takes_over
-        return self.linked[place]
+        with self.lock:
+            if place not in self.linked:
+                if self.injects and not self.linked:
+                    report.add(self.report)
+                try:
+                    self.linked[place] = self._prune(place)
+                except CannotPrune as reason:
+                    self.linked[place], self.takes_over, link.read = None, True, True
+                    self.report.reason = str(reason)
+                    _skip(self.report, self.config)
+            link.read = link.read or self.takes_over
+            return self.linked[place]
 
     def _prune(self, place: int) -> Compiled | None:
         began = time.perf_counter()
@@ -285,7 +290,12 @@ class LinkedGraph:
             make_traceable(traceable)
             return torch.compile(traceable, backend=inner, dynamic=True if symbolic else None)
 
-        return lambda *args: compiled()(*args)
+        def run(*args: Any) -> Any:
+            with self.lock:
+                once = compiled()
+            return once(*args)
+
+        return run
 
     def _measure(self) -> None:
         """Reports the lengths of the last call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from . import report
+from .shown import shown
+
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,9 @@ class Calibration:
     layer: int
     profiles: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Calibration(layer={shown(self.layer)}, profiles={shown(self.profiles)})"
+
     def table(self) -> tuple[Tensor, Tensor]:
         """All profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""
         lengths = sorted(self.profiles)
@@ -32,6 +39,13 @@ class Calibration:
         for row, length in enumerate(lengths):
             profiles[row, :length] = self.profiles[length]
         return profiles, torch.tensor(lengths)
+
+
+def is_measurement(profile: object, visual: int) -> bool:
+    """Whether `profile` is what a `Calibration` holds for a number of visual tokens."""
+    if not isinstance(profile, Tensor) or profile.shape != (visual,) or not profile.is_floating_point():
+        return False
+    return bool(profile.isfinite().all())
 
 
 def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int = 1, **inputs: Any) -> Calibration:
@@ -61,15 +75,18 @@ def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int
         raise ValueError("calibrate needs the inputs of a forward call, with content-free frames")
     profiles: dict[int, Tensor] = {}
     options: dict[str, Any] = {"retention": 1.0, "layer": layer, "segment": None, "debias": None, "dedup": None}
+    from .backend import sharp
+
     # Not the module itself: that may be compiled, with other options.
-    measured = torch.compile(model.forward, backend="sharp", options=options | {"inner": "eager", "on_skip": "raise"})
+    measured = torch.compile(model.forward, backend=sharp, options=options | {"inner": "eager", "on_skip": "raise"})
     for layout in (*layouts, *([inputs] if inputs else ())):
-        with report.watch() as graphs, torch.no_grad():
+        # Dynamo may share a graph, and so its report, with calibrations of other threads.
+        with _one_at_a_time, report.watch() as graphs, torch.no_grad():
             measured(**layout)
-        for graph in graphs:
-            if graph.scores is not None:
-                per_row = [row[row.isfinite()] for row in graph.scores.float().cpu()]
-                if len({len(row) for row in per_row}) > 1:
-                    raise ValueError("the rows of a calibration batch must have the same number of visual tokens")
-                profiles[len(per_row[0])] = torch.stack(per_row).mean(0)
+            told = [graph.scores for graph in graphs if graph.scores is not None]
+        for scores in told:
+            per_row = [row[row.isfinite()] for row in scores.float().cpu()]
+            if len({len(row) for row in per_row}) > 1:
+                raise ValueError("the rows of a calibration batch must have the same number of visual tokens")
+            profiles[len(per_row[0])] = torch.stack(per_row).mean(0)
     return Calibration(layer, profiles)

@@ -7,7 +7,8 @@ known one. The rest of the package reads a `Config` and never doubts it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -17,8 +18,9 @@ from typing import Any, TypeVar, get_origin
 
 import torch
 
-from .calibration import Calibration
-from .parts import Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
+from .calibration import Calibration, is_measurement
+from .parts import MOST, Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
+from .shown import shown
 
 Length = TypeVar("Length", int, torch.SymInt)
 """A count of tokens: a number, or a symbol under dynamic shapes."""
@@ -64,8 +66,12 @@ ON_SKIP = ("warn", "raise", "silent")
 """What can be done about a graph that has visual tokens and can't be pruned."""
 
 MILLION = 10**6
-A_LAYER = "an integer, 0 or more"
+A_NATURAL = "an integer, 0 or more and below 2**63"
 A_RETENTION = "a number above 0 and at most 1, to six decimals"
+
+
+class BadOption(ValueError):
+    """An option that can't be taken; the message names it, its value, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +133,17 @@ class Config:
             The configuration; changing `options` later on doesn't change it.
 
         Raises:
-            ValueError: An option's name is unknown, its value is bad, or two options contradict each other.
+            ValueError: An option's name is unknown, its value is bad, or two options contradict each other. So it
+                does where a method of a value's own raises whatever it does.
         """
-        given = dict(options or {})
-        for name, value in given.items():
-            if name not in DEFAULTS:
-                known = f"no such option, there are {', '.join(DEFAULTS)}{nearest(name, DEFAULTS)}"
-                raise _refusal(name, value, known)
+        given = _given(options)
         values = {**DEFAULTS, **given}
-        selector = _selector(values["selector"])
-        inner = _inner(values["inner"])
+
+        def read(name: str, reader: Callable[..., Any], *others: object) -> Any:
+            with _reading(name, values[name]):
+                return reader(values[name], *others)
+
+        selector, inner = read("selector", _selector), read("inner", _inner)
         cuts = _cuts(values, given)
         debias = _part("debias", given, selector)
         _check_calibration(debias, cuts)
@@ -146,23 +153,53 @@ class Config:
             segment=_part("segment", given, selector),
             debias=debias,
             dedup=_part("dedup", given, selector),
-            seed=_seed(values["seed"]),
-            hoist=_hoist(values["hoist"]),
+            seed=read("seed", _seed),
+            hoist=read("hoist", _hoist),
             inner=inner,
-            inductor=_inductor(values["inductor"], inner),
-            on_skip=_on_skip(values["on_skip"]),
+            inductor=read("inductor", _inductor, inner),
+            on_skip=read("on_skip", _on_skip),
         )
 
 
-def _refusal(name: str, value: object, reason: str) -> ValueError:
+def _refusal(name: object, value: object, reason: str) -> BadOption:
     """Return the error that refuses `value` for option `name`."""
-    return ValueError(f"option {name}={value!r}: {reason}")
+    return BadOption(f"option {name if type(name) is str else shown(name)}={shown(value)}: {reason}")
+
+
+@contextmanager
+def _reading(name: str, value: object) -> Iterator[None]:
+    """Let what the methods of `value` raise name the option: it may compare, convert or iterate in its own way."""
+    try:
+        yield
+    except BadOption:
+        raise
+    except Exception as error:
+        raise _refusal(name, value, f"can't be read, it raises {type(error).__name__}") from error
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """Return the options that were given, all of them known by name."""
+    try:
+        given = dict({} if options is None else options)
+    except Exception as error:
+        raise BadOption(f"options={shown(options)}: must be a mapping of names to values") from error
+    for name, value in given.items():
+        if type(name) is not str or name not in DEFAULTS:
+            hint = nearest(name, DEFAULTS) if type(name) is str else ""
+            known = f"no such option, there are {', '.join(DEFAULTS)}{hint}"
+            raise _refusal(name, value, known)
+    return given
+
+
+def _named(value: object, known: Iterable[str]) -> str | None:
+    """Return the name among `known` that `value` is, if it is text, else `None`."""
+    return next((name for name in known if isinstance(value, str) and name == value), None)
 
 
 def _natural(value: object) -> int | None:
-    """Return `value` as an `int` if it is an integer of any type, 0 or more, else `None`."""
+    """Return `value` as an `int` if it is an integer of any type, 0 or more and not huge, else `None`."""
     # bool is registered as an integer, but True is no layer and no seed.
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < MOST:
         return int(value)
     return None
 
@@ -181,10 +218,14 @@ def _cuts(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Cut, ...
         for name in ("retention", "layer"):
             if name in given:
                 raise _refusal(name, given[name], "give it or stages, not both")
-        return _stages(values["stages"])
-    layer, share = _natural(values["layer"]), _share(values["retention"])
+        with _reading("stages", values["stages"]):
+            return _stages(values["stages"])
+    with _reading("layer", values["layer"]):
+        layer = _natural(values["layer"])
     if layer is None:
-        raise _refusal("layer", values["layer"], f"must be {A_LAYER}")
+        raise _refusal("layer", values["layer"], f"must be {A_NATURAL}")
+    with _reading("retention", values["retention"]):
+        share = _share(values["retention"])
     if share is None:
         raise _refusal("retention", values["retention"], f"must be {A_RETENTION}")
     return (Cut(layer, share.numerator, share.denominator),)
@@ -196,7 +237,7 @@ def _stages(value: object) -> tuple[Cut, ...]:
         "stages",
         value,
         "must be None or a sequence of one or more pairs (layer, retention), the layers ascending and the"
-        f" retentions descending; a layer is {A_LAYER}; a retention is {A_RETENTION}",
+        f" retentions descending; a layer is {A_NATURAL}; a retention is {A_RETENTION}",
     )
     if not isinstance(value, Sequence) or len(value) == 0:
         raise refusal
@@ -214,45 +255,51 @@ def _stages(value: object) -> tuple[Cut, ...]:
 
 def _selector(value: Any) -> str | Callable[[Any], Any]:
     """Return the name of a rule, or the user's own scoring function."""
-    if callable(value) or (isinstance(value, str) and value in SELECTORS):
+    if callable(value):
         return value
+    if name := _named(value, SELECTORS):
+        return name
     allowed = f"must be a function score(ctx) or one of {', '.join(SELECTORS)}"
     raise _refusal("selector", value, allowed + nearest(value, SELECTORS))
 
 
 def _part(name: str, given: Mapping[str, Any], selector: object) -> Any:
     """Return a part of ShaRP; `None` if it is off or the selector isn't ShaRP."""
-    is_sharp = selector == "sharp"
+    is_sharp = isinstance(selector, str) and selector == "sharp"
     value = given.get(name, DEFAULTS[name] if is_sharp else None)
     if value is None:
         return None
     if not is_sharp:
-        raise _refusal(name, value, f"must be None with selector={selector!r}, it is a part of 'sharp'")
-    try:
-        return PARTS[name](value)
-    except ValueError as reason:
-        raise _refusal(name, value, str(reason)) from None
+        raise _refusal(name, value, f"must be None with selector={shown(selector)}, it is a part of 'sharp'")
+    with _reading(name, value):
+        try:
+            return PARTS[name](value)
+        except ValueError as reason:
+            raise _refusal(name, value, str(reason)) from None
 
 
 def _check_calibration(debias: Debias | None, cuts: tuple[Cut, ...]) -> None:
-    """Refuse a calibration that was not measured where the scores are."""
-    if debias is not None and isinstance(debias.profile, Calibration):
-        layers = [cut.layer for cut in cuts]
-        if layers != [debias.profile.layer]:
+    """Refuse a calibration that holds no measurement, or that was not measured where the scores are."""
+    if debias is None or not isinstance(debias.profile, Calibration):
+        return
+    profile, layers = debias.profile, [cut.layer for cut in cuts]
+    with _reading("debias", profile):
+        if layers != [profile.layer]:
             raise _refusal(
-                "debias",
-                debias.profile,
-                f"it was measured at layer {debias.profile.layer}, the cuts are after {layers}",
+                "debias", profile, f"it was measured at layer {shown(profile.layer)}, the cuts are after {layers}"
             )
-        if not debias.profile.profiles:
-            raise _refusal("debias", debias.profile, "it holds no measurement, see sharp_compile.calibrate")
+        if not profile.profiles:
+            raise _refusal("debias", profile, "it holds no measurement, see sharp_compile.calibrate")
+        for visual, each in profile.profiles.items():
+            if _natural(visual) in (None, 0) or not is_measurement(each, visual):
+                raise _refusal("debias", profile, f"profiles[{shown(visual)}] must be finite numbers, one a token")
 
 
 def _seed(value: object) -> int:
-    """Return the seed, which has to fit into 64 bits with a sign."""
+    """Return the seed."""
     seed = _natural(value)
-    if seed is None or seed >= 2**63:
-        raise _refusal("seed", value, "must be an integer, 0 or more and below 2**63")
+    if seed is None:
+        raise _refusal("seed", value, f"must be {A_NATURAL}")
     return seed
 
 
@@ -272,8 +319,8 @@ def _inner(value: Any) -> str | Callable[..., Any]:
 
     # "sharp" would be handed its own result for ever.
     known = [name for name in list_backends(exclude_tags=()) if name != "sharp"]
-    if isinstance(value, str) and value in known:
-        return value
+    if name := _named(value, known):
+        return name
     allowed = f"must be a function (gm, example_inputs) or a backend other than 'sharp': {', '.join(known)}"
     raise _refusal("inner", value, allowed + nearest(value, known))
 
@@ -282,29 +329,32 @@ def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
     """Return the config patches under Inductor's own names, checked as `torch.compile` checks its options."""
     if not isinstance(value, Mapping):
         raise _refusal("inductor", value, "must be a mapping of names in torch._inductor.config to values")
-    if not value:
+    given = dict(value)
+    if not given:
         return ()
-    if inner != "inductor":
-        raise _refusal("inductor", value, f"must be empty with inner={inner!r}, which doesn't read it")
+    if not isinstance(inner, str) or inner != "inductor":
+        raise _refusal("inductor", value, f"must be empty with inner={shown(inner)}, which doesn't read it")
     from torch._inductor import config
 
     current = config.get_config_copy()
     patches: dict[str, Any] = {}
-    for name, patch in value.items():
-        attribute = str(name).replace("-", "_")
-        if attribute not in current:
-            allowed = f"the name must be one in torch._inductor.config{nearest(name, current)}"
-            raise _refusal(f"inductor[{name!r}]", patch, allowed)
-        expected = config.get_type(attribute)  # type: ignore[attr-defined]  # config modules gain it at run time
-        # As in torch, generic and union types aren't asked; nor are annotations that are still text.
-        if get_origin(expected) is None and isinstance(expected, type) and not isinstance(patch, expected):
-            raise _refusal(f"inductor[{name!r}]", patch, f"must be of type {expected.__name__}")
+    for name, patch in given.items():
+        option = f"inductor[{shown(name)}]"
+        with _reading(option, patch):
+            attribute = str(name).replace("-", "_")
+            if attribute not in current:
+                allowed = f"the name must be one in torch._inductor.config{nearest(name, current)}"
+                raise _refusal(option, patch, allowed)
+            expected = config.get_type(attribute)  # type: ignore[attr-defined]  # config modules gain it at run time
+            # As in torch, generic and union types aren't asked; nor are annotations that are still text.
+            if get_origin(expected) is None and isinstance(expected, type) and not isinstance(patch, expected):
+                raise _refusal(option, patch, f"must be of type {expected.__name__}")
         patches[attribute] = patch
     return tuple(sorted(patches.items()))
 
 
 def _on_skip(value: object) -> str:
     """Return what to do about a graph that can't be pruned."""
-    if isinstance(value, str) and value in ON_SKIP:
-        return value
+    if name := _named(value, ON_SKIP):
+        return name
     raise _refusal("on_skip", value, f"must be one of {', '.join(ON_SKIP)}{nearest(value, ON_SKIP)}")

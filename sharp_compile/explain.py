@@ -116,7 +116,9 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     """
     call: Callable[..., Any] = model
     if getattr(model, "_compiled_call_impl", None) is None:
-        call = torch.compile(model._call_impl, backend="sharp")
+        from .backend import sharp
+
+        call = torch.compile(model._call_impl, backend=sharp)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.

@@ -45,7 +45,8 @@ class Links:
 
     def __init__(self) -> None:
         self._links: dict[int, tuple[weakref.ref[Tensor], Link]] = {}
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run inside of `publish`, and tell `forget` of another tensor.
+        self._lock = threading.RLock()
 
     def publish(self, embeddings: Tensor, frame: Tensor, elements: int, never_read: Callable[[], None]) -> None:
         """Remembers where `embeddings` ``[B, S, C]`` holds features, for as long as it lives.

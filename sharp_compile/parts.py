@@ -13,10 +13,15 @@ from numbers import Integral, Real
 from typing import Any
 
 from .calibration import Calibration
+from .shown import shown
 
 SCOPES = ("scores", "forward")
 FORMS = ("logit", "subtract", "ratio")
 FEATURES = ("keys", "hidden")
+MOST = 2**63
+"""Integers stay below it: they are computed with as those of tensors are."""
+
+_MOST_LETTERS = 64  # of a misspelt name
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,10 @@ def parse_segment(value: Any) -> Segment:
     _one_of("scope", part.scope, SCOPES)
     for name in ("frames", "count", "tokens_per_frame"):
         number = getattr(part, name)
-        if number is not None and (not isinstance(number, Integral) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"{name}={number!r} must be an integer, 1 or more")
+        if number is None:
+            continue
+        if not isinstance(number, Integral) or isinstance(number, bool) or not 1 <= int(number) < MOST:
+            raise ValueError(f"{name}={shown(number)} must be an integer, 1 or more and below 2**63")
     if part.frames is not None and part.count is not None:
         raise ValueError("give frames (of a segment) or count (of segments), not both")
     return part if part.count is not None else Segment(part.scope, part.frames or 1, None, part.tokens_per_frame)
@@ -113,7 +120,7 @@ def parse_dedup(value: Any) -> Dedup:
     _one_of("on", part.on, FEATURES)
     threshold = part.threshold
     if not isinstance(threshold, Real) or isinstance(threshold, bool) or not -1 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold!r} must be a cosine similarity, a number from -1 to 1")
+        raise ValueError(f"threshold={shown(threshold)} must be a cosine similarity, a number from -1 to 1")
     return Dedup(float(threshold), part.on)
 
 
@@ -122,7 +129,7 @@ def nearest(misspelt: object, known: Iterable[str]) -> str:
     if not isinstance(misspelt, str):
         return ""
     # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
-    names = difflib.get_close_matches(misspelt.lower(), known, n=1, cutoff=0.0)
+    names = difflib.get_close_matches(misspelt[:_MOST_LETTERS].lower(), known, n=1, cutoff=0.0)
     return "".join(f"; the nearest known name is {name!r}" for name in names)
 
 
@@ -133,10 +140,10 @@ def _given(value: Any, part: type, short: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"must be None, {', '.join(short)}, or a mapping of {', '.join(known)}")
     for name in value:
         if name not in known:
-            raise ValueError(f"there is no field {name!r}, there are {', '.join(known)}{nearest(name, known)}")
+            raise ValueError(f"there is no field {shown(name)}, there are {', '.join(known)}{nearest(name, known)}")
     return dict(value)
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...], more: str = "") -> None:
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}{more}{nearest(value, known)}")
+        raise ValueError(f"{name}={shown(value)} must be one of {', '.join(known)}{more}{nearest(value, known)}")

@@ -43,8 +43,25 @@ def write_json(path: Path, rows: Sequence[Any], **more: Any) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that there is the old one or the new one at any time, never half of one."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file so that there is the old one or the new one at any time, never half of one.
+
+    A link is followed. What is no file (a device, a pipe) is written into.
+
+    Raises:
+        OSError: with the name of the file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            _replace(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # The name may be as long as names can be: the temporary one does not contain it.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".sharp-compile.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

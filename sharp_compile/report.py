@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,8 @@ class _Watcher:
 
 
 _reports: list[GraphReport] = []
-_watchers: list[_Watcher] = []
+# Each thread watches what it does itself.
+_watchers: ContextVar[tuple[_Watcher, ...]] = ContextVar("watchers", default=())
 _latest = threading.local()
 
 
@@ -78,15 +80,15 @@ def add(made: GraphReport) -> GraphReport:
 
 
 def notice(made: GraphReport) -> None:
-    """Tells who is watching that a graph was compiled or ran."""
-    for watcher in _watchers:
+    """Tells who is watching in this thread that a graph was compiled or ran."""
+    for watcher in _watchers.get():
         if not any(other is made for other in watcher.seen):
             watcher.seen.append(made)
 
 
 def flops_wanted() -> bool:
     """Whether somebody watches who wants graphs counted."""
-    return any(watcher.flops for watcher in _watchers)
+    return any(watcher.flops for watcher in _watchers.get())
 
 
 def keep(made: GraphReport, kept: Tensor, scores: Tensor, frame: Tensor, segment: Tensor | None = None) -> None:
@@ -103,16 +105,16 @@ def latest_kept() -> Tensor | None:
 
 @contextmanager
 def watch(flops: bool = False) -> Iterator[list[GraphReport]]:
-    """A list of the graphs that are compiled, and of the pruned ones that run, while it is open.
+    """A list of the graphs that this thread compiles, and of the pruned ones that it runs, while it is open.
 
     With `flops` the operations of the pruned ones that run are counted, which takes seconds.
     """
     watcher = _Watcher([], flops)
-    _watchers.append(watcher)
+    token = _watchers.set((*_watchers.get(), watcher))
     try:
         yield watcher.seen
     finally:
-        _watchers[:] = [other for other in _watchers if other is not watcher]
+        _watchers.reset(token)
 
 
 def reports() -> list[GraphReport]:

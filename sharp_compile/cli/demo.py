@@ -56,5 +56,5 @@ def demo(
         rows = run(Request(video or CLIP, model, retention, layer, selector, frames, repeats, output))
         if json is not None:
             record.write_json(json, rows)
-    except (DemoError, CannotPrune, OSError) as error:
+    except (DemoError, CannotPrune, ValueError, OSError) as error:
         fail(error)

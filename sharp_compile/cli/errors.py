@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,5 +20,17 @@ def fail(message: object) -> NoReturn:
 def check_folders(*paths: Path | None) -> None:
     """Refuse to start what could not be written."""
     for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
-            fail(f"{path}: there is no folder {path.absolute().parent}")
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        try:
+            if not folder.is_dir():
+                fail(f"{path}: there is no folder {folder}")
+            if path.is_dir():
+                fail(f"{path}: this is a folder, name a file in it")
+            # A device or a pipe is written into; a file is replaced, which its folder has to allow.
+            target = path if path.exists() and not path.is_file() else folder
+            if not os.access(target, os.W_OK):
+                fail(f"{path}: there is no permission to write {target}")
+        except OSError as error:
+            fail(f"{path}: {error.strerror}")

@@ -69,5 +69,5 @@ def explain(
         rows = show.show(asked, options, output)
         if json is not None:
             record.write_json(json, rows)
-    except (DemoError, CannotPrune, OSError) as error:
+    except (DemoError, CannotPrune, ValueError, OSError) as error:
         fail(error)

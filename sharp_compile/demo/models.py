@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from sharp_compile import checkpoint
 from sharp_compile.demo import DemoError
 from sharp_compile.demo.video import Clip
 from sharp_compile.integrations.torchvision import make_importable
@@ -25,7 +26,6 @@ make_importable()
 
 from transformers import (  # noqa: E402 - torchvision has to be importable first
     AutoModelForImageTextToText,
-    AutoProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
@@ -114,13 +114,10 @@ def local(path: Path) -> Source:
         raise DemoError(f"{path}: there is no such folder")
 
     def load() -> Loaded:
-        settings = {"local_files_only": True, "trust_remote_code": False}
         try:
-            processor = AutoProcessor.from_pretrained(path, **settings)
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=_dtype(), use_safetensors=True, **settings)
-        except (OSError, ValueError) as error:
-            raise DemoError(f"{path}: no checkpoint of a video model ({_brief(error)})") from error
-        return model, processor
+            return checkpoint.load(str(path), _dtype(), local=True)
+        except checkpoint.CheckpointError as error:
+            raise DemoError(f"{path}: no checkpoint of a video model ({error})") from error
 
     return Source(path.name or str(path), load)
 
@@ -153,8 +150,11 @@ def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
             do_sample_frames=False,
             return_tensors="pt",
         )
-    except (TypeError, ValueError) as error:
-        raise DemoError(f"{source.name}: can't be asked about a video ({_brief(error)})") from error
+    except Exception as error:  # whatever a template or a tokenizer raises that is not this model's
+        raise DemoError(f"{source.name}: can't be asked about a video ({checkpoint.brief(error)})") from error
+    known, largest = model.get_input_embeddings().num_embeddings, int(inputs["input_ids"].max())
+    if largest >= known:
+        raise DemoError(f"{source.name}: its tokenizer is another model's: token {largest}, but there are {known}")
     # Some models have one placeholder for the frames of videos and for images.
     ids = [getattr(model.config, name, None) for name in ("video_token_id", "image_token_id")]
     placeholders = torch.tensor([number for number in ids if number is not None], dtype=torch.long)
@@ -164,11 +164,6 @@ def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
     grid = grid_of(inputs, len(visual))
     inputs = dict(inputs.to(_device(), _dtype()))
     return Case(source.name, model.to(_device()).eval(), inputs, visual, grid)
-
-
-def _brief(error: Exception) -> str:
-    """Return what an error says, without the pages that transformers appends to it."""
-    return str(error).strip().partition("\n")[0][:300]
 
 
 def _device() -> torch.device:

@@ -57,9 +57,20 @@ def read(path: Path, count: int) -> Clip:
         frames = _decode(path, set(indices))
     except av.error.FFmpegError as error:
         raise DemoError(f"{path}: not a video that can be decoded ({error.strerror})") from error
+    except (MemoryError, ValueError) as error:  # sizes, formats and rotations that a damaged file may claim
+        raise DemoError(f"{path}: not a video that can be decoded ({_brief(error)})") from error
     if len(frames) < len(indices):
         raise DemoError(f"{path}: only {len(frames)} of the {len(indices)} frames asked for can be decoded")
+    sizes = sorted({frame.shape[:2] for frame in frames})
+    if len(sizes) > 1:
+        told = ", ".join(f"{width} x {height}" for height, width in sizes)
+        raise DemoError(f"{path}: its frames have several sizes ({told}), they must have one")
     return Clip(np.stack(frames), indices, total, fps)
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _measure(path: Path) -> tuple[int, float]:
@@ -71,8 +82,8 @@ def _measure(path: Path) -> tuple[int, float]:
         # The last packet is an empty one, a request to the decoder to hand out what it still holds.
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
         rate = stream.average_rate or stream.guessed_rate
-    # A stream of pictures without a rate is shown like a slide show.
-    return total, float(rate or 1)
+    # A stream of pictures without a rate is shown like a slide show; so is one that would run backwards.
+    return total, float(rate) if rate and rate > 0 else 1.0
 
 
 def _decode(path: Path, wanted: set[int]) -> list[np.ndarray]:

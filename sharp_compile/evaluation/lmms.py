@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import sharp_compile
+from sharp_compile import checkpoint
 from sharp_compile.config import Config
 from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.parts import nearest
@@ -112,7 +113,7 @@ def evaluate(
             answering, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
         )
     except RetryError as error:
-        raise LmmsError(f"{', '.join(tasks)}: {_brief(error.last_attempt.exception())}") from error
+        raise LmmsError(f"{', '.join(tasks)}: {checkpoint.brief(error.last_attempt.exception())}") from error
     except AssertionError as error:
         if "generation only" not in str(error):
             raise
@@ -150,28 +151,15 @@ def _find(tasks: Sequence[str], include: Path | None) -> Any:
 
 
 def _load(model: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            model,
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
+        loaded, processor = checkpoint.load(model, torch.float32 if device.type == "cpu" else "auto", trust_remote_code)
+    except checkpoint.CheckpointError as error:
         where = "no checkpoint of a video model"
         if not Path(model).is_dir():
             where = "there is no such folder, and no such checkpoint of a video model could be had from the hub"
-        raise LmmsError(f"{model}: {where} ({_brief(error)})") from error
+        raise LmmsError(f"{model}: {where} ({error})") from error
     return loaded.to(device).eval(), processor
-
-
-def _brief(error: BaseException | None) -> str:
-    """What an error says, without the pages that libraries append to it."""
-    return str(error).strip().partition("\n")[0]
 
 
 def _rows(results: Mapping[str, Any]) -> list[Row]:

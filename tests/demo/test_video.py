@@ -1,6 +1,9 @@
 """Decoding: the right frames, upright, and a clear error for whatever is no video."""
 
+import io
+import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from sharp_compile.demo import DemoError
 from sharp_compile.demo.video import read, sample
@@ -132,6 +136,47 @@ def no_frames(folder):
     return write_video(folder / "none.avi", 0)
 
 
+def two_sizes(folder):
+    path = folder / "two.mjpeg"
+    pictures = [io.BytesIO(), io.BytesIO()]
+    for picture, size in zip(pictures, [(48, 32), (32, 48)], strict=True):
+        Image.new("RGB", size).save(picture, "JPEG")
+    path.write_bytes(b"".join(picture.getvalue() for picture in pictures))
+    return path
+
+
+def huge(folder):
+    """A bitmap that says it has 2**62 pixels."""
+    path = folder / "huge.bmp"
+    header = struct.pack("<IiiHHIIiiII", 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + b"0" * 100)
+    return path
+
+
+def playlist(folder):
+    """Names another file; FFmpeg would follow."""
+    path = folder / "list.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
+    return path
+
+
+@pytest.mark.parametrize("size", [(2, 2), (34, 18), (1, 1), (641, 3)])
+def test_a_video_of_an_odd_size_is_read_as_it_is(tmp_path, size):
+    path = tmp_path / "odd.mjpeg"
+    Image.new("RGB", size, (200, 10, 10)).save(path, "JPEG", subsampling=0)
+    clip = read(path, 4)
+    assert clip.frames.shape == (1, size[1], size[0], 3) and clip.indices == (0,)
+    assert clip.frames[..., 0].min() > 150 and clip.frames[..., 1:].max() < 60
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_video_is_named(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 1)
+    path.chmod(0)
+    with pytest.raises(DemoError, match=re.escape(str(path))):
+        read(path, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -142,11 +187,14 @@ def no_frames(folder):
         (index_cut_off, "not a video that can be decoded"),
         (sound_only, "there is no video in this file"),
         (no_frames, "the video has no frames"),
+        (two_sizes, "its frames have several sizes (48 x 32, 32 x 48)"),
+        (huge, "not a video that can be decoded"),
+        (playlist, "not a video that can be decoded"),
     ],
 )
 def test_what_is_no_video_is_refused_with_its_name(tmp_path, make, message):
     path = make(tmp_path)
-    with pytest.raises(DemoError, match=f"^{re.escape(str(path))}: {message}"):
+    with pytest.raises(DemoError, match=f"^{re.escape(f'{path}: {message}')}"):
         read(path, 4)
 
 

@@ -38,7 +38,7 @@ def make_traceable(model_class: type) -> None:
 def _traceable(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def process(self: Any, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             return method(self, hidden_states, visual_pos_masks, visual_embeds)
         mask = visual_pos_masks.to(hidden_states.device).unsqueeze(-1)
         features = visual_embeds.to(hidden_states.device, hidden_states.dtype)

@@ -40,9 +40,11 @@ def compile_own_generate(model: torch.nn.Module, options: dict[str, object]) -> 
     generating: Any = model  # mypy: a method is replaced
     if not hasattr(model, "generate") or getattr(type(model), "generate", None) is GenerationMixin.generate:
         return
+    from ...backend import sharp
+
     for part in model.modules():
         if part is not model and isinstance(part, GenerationMixin):
-            part.compile(backend="sharp", options=options)
+            part.compile(backend=sharp, options=options)
             tell_visual_tokens(part)
     generating.generate = _telling(generating.generate, inspect.signature(generating.generate), model)
 
@@ -57,7 +59,8 @@ def _telling(call: Callable[..., Any], signature: inspect.Signature, model: torc
     @functools.wraps(call)
     def tell(*args: Any, **kwargs: Any) -> Any:
         ids = signature.bind_partial(*args, **kwargs).arguments.get("input_ids")
-        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or torch.compiler.is_compiling():
+        # `is_compiling` would be true in all threads while one of them compiles.
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or torch.compiler.is_dynamo_compiling():
             return call(*args, **kwargs)
         with visual_tokens(torch.isin(ids, known.to(ids.device))):
             return call(*args, **kwargs)
