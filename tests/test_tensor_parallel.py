@@ -30,6 +30,16 @@ RULES = [
     {"selector": "visiondrop", "retention": 0.3},
     {"selector": "sharpest_head", "retention": 0.3},
 ]
+FURTHER = [
+    {"selector": "sharp", "retention": 0.3, "dedup": "keys", "debias": {"profile": "rotary", "form": "ratio"}},
+    {"selector": "sharp", "retention": 0.3, "segment": {"scope": "scores", "count": 2, "tokens_per_frame": 4}},
+    {"selector": "sharp", "retention": 0.3, "segment": {"scope": "forward", "frames": 2, "tokens_per_frame": 4}},
+    {"selector": "sharp", "retention": 1.0},
+    {"selector": "fastv", "retention": 0.3, "hoist": False},
+    {"selector": "pyramiddrop", "stages": [(0, 0.5), (1, 0.25)]},
+    *({"selector": name, "retention": 0.3} for name in ("feather", "sparsevlm", "framefusion", "diversity")),
+    *({"selector": name, "retention": 0.3} for name in ("uniform", "random")),
+]
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
 
 
@@ -69,3 +79,30 @@ def compare(folder, name, ranks, calls, **sizes):
 def test_ranks_keep_what_one_process_keeps(tmp_path):
     calls = [{"inputs": ONE_ROW, "options": RULES}, {"inputs": PADDED}]
     compare(tmp_path, "llava_onevision", 2, calls)
+
+
+@pytest.mark.slow
+def test_every_rule(tmp_path):
+    calls = [{"inputs": ONE_ROW, "options": FURTHER}, {"inputs": PADDED}]
+    compare(tmp_path, "llava_onevision", 2, calls)
+
+
+@pytest.mark.slow
+def test_generate_in_linked_graphs(tmp_path):
+    """In a bare forward call, and so in its generate, Qwen2-VL decodes in another graph than it injects in."""
+    forward = [{"inputs": ONE_ROW, "options": RULES[:2]}, {"inputs": PADDED}]
+    words = [{"inputs": PADDED, "options": RULES[:1], "generate": True}, {"inputs": ONE_ROW, "generate": True}]
+    compare(tmp_path, "qwen2_vl", 2, [*forward, *words])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_generate_in_four_ranks(tmp_path, inner):
+    options = [rule | {"inner": inner} for rule in RULES]
+    calls = [
+        {"inputs": PADDED, "options": options[:1], "generate": True},
+        {"inputs": ONE_ROW, "generate": True},
+        {"inputs": PADDED, "options": options[1:]},
+        {"inputs": ONE_ROW},
+    ]
+    compare(tmp_path, "llava_onevision", 4, calls, heads=8, kv_heads=4)
