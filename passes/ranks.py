@@ -120,8 +120,8 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
         value = example(node)
         if isinstance(value, DTensor) and node in decoder.flow:
             raise CannotPrune(
-                f"{where(node)} computes with distributed tensors, as tensor parallelism does for gradients; call the "
-                "model under torch.no_grad() or torch.inference_mode()"
+                f"{where(node)} computes with distributed tensors, as tensor parallelism does for gradients (call the "
+                "model under torch.no_grad()) and for parts of a sequence (leave these out of the plan)"
             )
         # Of a copy, what was there before is overwritten.
         read = arguments(node)[1:] if node.target is torch.ops.aten.copy.default else [node, *node.all_input_nodes]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import distributed, nn
 from transformers.distributed import DistributedConfig
 
 import sharp_compile
@@ -32,7 +32,12 @@ def sharpest_head(ctx: sharp_compile.selectors.Context) -> torch.Tensor:
     return (attention * decided.softmax(1) * length).amax(1)
 
 
-FUNCTIONS = {function.__name__: function for function in [sharpest_head]}
+def own_heads(ctx: sharp_compile.selectors.Context) -> torch.Tensor:
+    """FastV by the heads of this rank alone: what each rank would go by if it knew no others."""
+    return ctx.attention(ctx.last).chunk(distributed.get_world_size(), 1)[distributed.get_rank()].mean(1)[:, 0]
+
+
+FUNCTIONS = {function.__name__: function for function in (sharpest_head, own_heads)}
 
 
 def load(folder: Path, **options: Any) -> nn.Module:
@@ -70,6 +75,7 @@ def run(model: nn.Module, calls: list[dict[str, Any]]) -> list[list[dict[str, An
             told[-1].append(
                 {
                     "kept": [report.kept for report in reports],
+                    "scores": [report.scores for report in reports],
                     "hoisted": [report.hoisted for report in reports],
                     "why not": [report.reason for report in backend.reports() if not report.pruned],
                     "logits": torch.stack(result.logits, 1) if call.get("generate") else result.logits,
@@ -92,7 +98,7 @@ def main() -> None:
     with torch._dynamo.config.patch(recompile_limit=64):
         told = run(model, json.loads((folder / "calls.json").read_text()))
     torch.save(told, folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import oracle
 from tests import tensor_parallel_worker as worker
-from tests.architectures import shared_model
-from tests.support import TOLERANCE
+from tests.architectures import ALL_ARCHITECTURES, shared_model
+from tests.support import TOLERANCE, assert_same_logits, forward
 
 pytest.importorskip("accelerate", reason="transformers loads shards with it")
 
@@ -73,12 +74,39 @@ def compare(folder, name, ranks, calls, **sizes):
                 torch.testing.assert_close(our["logits"], their["logits"], **TOLERANCE, msg=place)
                 if their["tokens"] is not None:
                     assert our["tokens"].tolist() == their["tokens"].tolist(), place
-    return alone
 
 
-def test_ranks_keep_what_one_process_keeps(tmp_path):
-    calls = [{"inputs": ONE_ROW, "options": RULES}, {"inputs": PADDED}]
-    compare(tmp_path, "llava_onevision", 2, calls)
+def sharpest_head(tokens, counts):
+    """The rule of the worker, once more."""
+    state = tokens.state()
+    attention = state.weights()[:, :, -1]
+    length = state.key.norm(dim=-1) + state.unrotated.norm(dim=-1)
+    return (attention * attention.amax(-1, keepdim=True).softmax(1) * length).amax(1)
+
+
+def test_ranks_keep_what_the_whole_model_keeps(tmp_path):
+    """Whatever a rule makes of the heads, and whatever each rank's own heads would choose."""
+    model = shared_model("llava_onevision", layers=3)
+    model.save_pretrained(tmp_path)
+    options = [*RULES, {"selector": "own_heads", "retention": 0.3}]
+    of_ranks = in_ranks(tmp_path, 2, [{"inputs": ONE_ROW, "options": options}, {"inputs": PADDED}])
+    for call, rows in enumerate((ONE_ROW, PADDED)):
+        inputs = ALL_ARCHITECTURES["llava_onevision"].inputs(model, **rows)
+        for case, rule in enumerate(RULES):
+            chosen = {"selector": sharpest_head} if rule["selector"] == "sharpest_head" else {}
+            with oracle.prune(model, **rule | chosen) as run:
+                logits = forward(model, inputs).logits
+            for told in of_ranks:
+                ours = told[call][case]
+                assert ours["hoisted"] == [True], ours["why not"]
+                assert ours["kept"][0].tolist() == run.kept[0].tolist()
+                assert_same_logits(ours["logits"], logits, inputs)
+        first, second = (told[call][-1] for told in of_ranks)
+        number = first["kept"][0].shape[1] - int((~first["scores"][0][0].isfinite()).sum())
+        own = [told["scores"][0][0].nan_to_num(-1).topk(number).indices.sort().values for told in (first, second)]
+        assert own[0].tolist() != own[1].tolist()
+        assert first["kept"][0].tolist() == second["kept"][0].tolist()
+        assert set(own[0].tolist()) <= set(first["kept"][0][0].tolist())
 
 
 @pytest.mark.slow
