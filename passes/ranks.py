@@ -115,7 +115,6 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
     shards: dict[Node, tuple[str, int]] = {}
     own: dict[Node, frozenset[Node]] = {}
     written: dict[int, frozenset[Node]] = {}
-    reduced: set[str] = set()
     for node in decoder.embeddings.graph.nodes:
         value = example(node)
         if isinstance(value, DTensor) and node in decoder.flow:
@@ -141,7 +140,6 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
             group = str(arguments(node)[2])
             if not sources or any(shards.get(shard, ("", 0))[0] != group for shard in sources):
                 raise _unknown(node)
-            reduced.add(group)
             sources = frozenset()
         elif str(node.target).startswith(_COLLECTIVES) and "wait_tensor" not in str(node.target):
             raise _unknown(node)
