@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ class Architecture(ABC):
     """One model family: how to build a tiny model of it, and the inputs that its `forward` takes."""
 
     name: str
+    model_class: str  # its name in transformers
     ragged = True  # may the rows of a batch have different numbers of frames?
     frames_per_block = 1  # frames that become one block of visual tokens
     tokens_per_block: int
@@ -112,7 +114,10 @@ class Architecture(ABC):
             input_ids[row, length - len(ids) :] = ids
             attention_mask[row, length - len(ids) :] = 1
         pixels = self.pixels(model, frame_counts, generators)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **self.extras(input_ids), **pixels}
+        # Older versions of transformers find out for themselves what newer ones are told.
+        taken = inspect.signature(model.forward).parameters
+        extras = {name: value for name, value in self.extras(input_ids).items() if name in taken}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **extras, **pixels}
 
     def visual_count(self, frames: int) -> int:
         """The number of visual tokens of a row."""

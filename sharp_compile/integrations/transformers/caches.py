@@ -39,9 +39,9 @@ def install() -> None:
 
 
 def _install_query_offset(cache_class: Any) -> None:
-    """Has queries be behind all positions seen, where that is asked of a layer (transformers 5.15) and not of the first.
+    """Has queries be behind all positions that were seen.
 
-    Before, they were behind what the first layer holds, which is uncut.
+    Before transformers 5.14 they were behind what the first layer holds, which is whole.
     """
     query_offset = getattr(cache_class, "get_query_offset", None)
     if query_offset is None:
