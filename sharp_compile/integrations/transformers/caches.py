@@ -33,24 +33,16 @@ def install() -> None:
             # The next prefill makes all buffers anew, as the first did.
             layer.is_initialized = False
 
-    Cache.get_mask_sizes = mask_sizes_for_all_seen  # type: ignore[method-assign]
-    Cache.reset = reset_to_full_length  # type: ignore[method-assign]
-    _install_query_offset(Cache)
+    patched: Any = Cache  # mypy: methods are replaced
+    patched.get_mask_sizes = mask_sizes_for_all_seen
+    patched.reset = reset_to_full_length
+    # Versions without this method take queries to be behind what the first layer holds, which is whole.
+    if (query_offset := getattr(Cache, "get_query_offset", None)) is not None:
 
+        def query_offset_for_all_seen(self: Any, layer_idx: int = 0) -> int:
+            return query_offset(self, layer_idx) + _lost(self, layer_idx)
 
-def _install_query_offset(cache_class: Any) -> None:
-    """Has queries be behind all positions that were seen.
-
-    Before transformers 5.14 they were behind what the first layer holds, which is whole.
-    """
-    query_offset = getattr(cache_class, "get_query_offset", None)
-    if query_offset is None:
-        return
-
-    def query_offset_for_all_seen(self: Any, layer_idx: int = 0) -> int:
-        return query_offset(self, layer_idx) + _lost(self, layer_idx)
-
-    cache_class.get_query_offset = query_offset_for_all_seen
+        patched.get_query_offset = query_offset_for_all_seen
 
 
 def _lost(cache: Any, place: int) -> int:
