@@ -396,10 +396,8 @@ def prune(
                 handles.append(module.register_forward_hook(pruner.leave_projection(name)))
             if type(module).__name__ == "Inkling2RelativeLogits":
                 handles.append(module.register_forward_hook(pruner.relative_logits(index)))
-    # Older versions look up all attention functions but eager ones, by their name alone.
-    lookup = "get_interface" if hasattr(AttentionInterface, "get_interface") else "__getitem__"
-    watched = pruner.watch(getattr(AttentionInterface, lookup))
-    patches = [mock.patch.object(AttentionInterface, lookup, watched)]
+    watched = pruner.watch(AttentionInterface.get_interface)
+    patches = [mock.patch.object(AttentionInterface, "get_interface", watched)]
     if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
         handles.append(model.language_model.register_forward_pre_hook(pruner.begin_part(model), with_kwargs=True))
         patches.append(mock.patch.object(model, "generate", pruner.remember_prompt(model.generate)))
@@ -629,8 +627,8 @@ class Pruner:
                 self.seen |= {"attention": module, **dict(zip(names, args, strict=False)), **kwargs}
             return function(module, *args, **kwargs)
 
-        def get(interface: AttentionInterface, implementation: str, *default: Callable) -> Callable:
-            return partial(attend, get_interface(interface, implementation, *default))
+        def get(interface: AttentionInterface, implementation: str, default: Callable) -> Callable:
+            return partial(attend, get_interface(interface, implementation, default))
 
         return get
 
@@ -683,8 +681,6 @@ def entering(seen: Mapping[str, Any]) -> State:
 
 def gather_argument(value: Any, name: str, letters: str, kept: torch.Tensor) -> Any:
     """The argument `name` of a decoder layer at the kept positions [B, S'] of the axes `letters` of its layout."""
-    if name == "cache_position":  # of older versions, for static caches only, which the oracle doesn't prune
-        return value
     if isinstance(value, torch.Tensor):
         for layout in LAYOUTS.get(name, ()):
             if len(layout) == value.dim():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -114,10 +113,7 @@ class Architecture(ABC):
             input_ids[row, length - len(ids) :] = ids
             attention_mask[row, length - len(ids) :] = 1
         pixels = self.pixels(model, frame_counts, generators)
-        # Older versions of transformers find out for themselves what newer ones are told.
-        taken = inspect.signature(model.forward).parameters
-        extras = {name: value for name, value in self.extras(input_ids).items() if name in taken}
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **extras, **pixels}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **self.extras(input_ids), **pixels}
 
     def visual_count(self, frames: int) -> int:
         """The number of visual tokens of a row."""

@@ -52,5 +52,5 @@ def test_a_write_behind_nothing_follows_the_length():
 
 @pytest.mark.parametrize("length", [torch.tensor([0]), torch.zeros(S, dtype=torch.int64)], ids=["in a list", "of each"])
 def test_other_lengths_are_not_known(length):
-    """transformers up to 5.12 has a list of one: what is written there is left as it is, and then declined."""
+    """What is written there is left as it is, and the graph is declined then."""
     assert not follow(length)[1]

@@ -29,7 +29,6 @@ def install() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):
             sequence.keep_whole(module)
-            masks.let_own_attention_cut(module)
             for value in list(vars(module).values()):
                 if inspect.isclass(value):
                     deepstack.make_traceable(value)
@@ -38,7 +37,6 @@ def install() -> None:
     def init_subclass(cls: type, **kwargs: Any) -> None:
         before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
         sequence.keep_whole(sys.modules[cls.__module__])
-        masks.let_own_attention_cut(sys.modules[cls.__module__])
         deepstack.make_traceable(cls)
 
     PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]

@@ -11,16 +11,11 @@ padding, and every column but those of padding is the same (visible to all that 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-
-# The method by which models get attention functions of any kind, and the name of their eager one where they have none.
-_LOOKUP, _EAGER = "get_interface", "eager_attention_forward"
 
 
 def install() -> None:
@@ -30,22 +25,14 @@ def install() -> None:
     """
     from transformers.modeling_utils import AttentionInterface
 
-    name = _LOOKUP if hasattr(AttentionInterface, _LOOKUP) else "__getitem__"
-    original = getattr(AttentionInterface, name)
+    original = AttentionInterface.get_interface
 
-    def get(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return with_mask_cut_to_keys(original(self, *args, **kwargs))
+    def get_interface(
+        self: AttentionInterface, attn_implementation: str, default: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        return with_mask_cut_to_keys(original(self, attn_implementation, default))
 
-    setattr(AttentionInterface, name, get)
-
-
-def let_own_attention_cut(module: ModuleType) -> None:
-    """Does the same for the eager attention of a model's module, which is not looked up before transformers 5.1."""
-    from transformers.modeling_utils import AttentionInterface
-
-    attention = vars(module).get(_EAGER)
-    if attention is not None and not hasattr(AttentionInterface, _LOOKUP) and not hasattr(attention, "__wrapped__"):
-        setattr(module, _EAGER, functools.update_wrapper(with_mask_cut_to_keys(attention), attention))
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
 
 
 def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:
