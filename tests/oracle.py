@@ -40,7 +40,7 @@ from unittest import mock
 import torch
 from torch import nn
 from transformers import GenerationMixin
-from transformers.cache_utils import DummyLayer, StaticLayer
+from transformers.cache_utils import StaticLayer
 from transformers.modeling_utils import AttentionInterface
 
 from tests.architectures import visual_mask
@@ -446,7 +446,7 @@ class Pruner:
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """At the start of a call: are there visual tokens to prune? A decoding step has none."""
         self.undo()  # as nothing did, if the last call failed
-        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
+        ids, cache = kwargs["input_ids"], cache_among(kwargs)
         self.visual = visual_mask(model, kwargs)
         self.prefill = bool(self.visual.any()) and ids.shape[1] > 1
         self.begun = True
@@ -712,6 +712,11 @@ def gather(tensor: torch.Tensor, layout: str, letter: str, kept: torch.Tensor) -
 # Decoding
 
 
+def cache_among(arguments: Mapping[str, Any]) -> Any:
+    """The cache that a model or a decoder layer is given, under either of its names (the second since 5.24)."""
+    return next((arguments[name] for name in ("past_key_values", "cache") if arguments.get(name) is not None), None)
+
+
 def fit_mask(arguments: Mapping[str, Any], block: nn.Module, index: int) -> dict[str, Any]:
     """The arguments with a mask as wide as the keys of layer `index`, in a call that goes on a cache.
 
@@ -719,11 +724,12 @@ def fit_mask(arguments: Mapping[str, Any], block: nn.Module, index: int) -> dict
     tokens then, so that in each row as many columns stay masked as padding was kept: the last columns are right.
     """
     arguments = dict(arguments)
-    mask, cache = arguments.get("attention_mask"), arguments.get("past_key_values")
+    mask, cache = arguments.get("attention_mask"), cache_among(arguments)
     if mask is None or cache is None or mask.dim() != 4:
         return arguments
     layer = cache.layers[index] if index < len(cache.layers) else None
-    if isinstance(layer, DummyLayer):  # Gemma 4's last layers, with the keys of the last layer of their kind before
+    if type(layer).__name__ == "DummyLayer":
+        # Gemma 4's last layers, with the keys of the last layer of their kind before
         width = arguments["shared_kv_states"][block.self_attn.layer_type][0].shape[-2]
     else:
         held = getattr(layer, "keys", None)

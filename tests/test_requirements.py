@@ -6,7 +6,7 @@ import pytest
 
 from sharp_compile.requirements import check
 
-NEEDED = ["torch>=2.13.0", "transformers<5.24,>=5.23.0", "triton>=3.9.0; sys_platform == 'linux'"]
+NEEDED = ["torch>=2.11.0", "transformers<5.25,>=5.13.1", "triton>=3.6.0; sys_platform == 'linux'"]
 
 
 @pytest.fixture
@@ -18,17 +18,26 @@ def installed(monkeypatch):
     return versions
 
 
-@pytest.mark.parametrize("torch", ["2.13.0", "2.13.0+cpu", "2.14.0.dev20260101", "3.0.0"])
+@pytest.mark.parametrize("torch", ["2.11.0", "2.13.0+cpu", "2.14.0.dev20260101", "3.0.0"])
 def test_versions_in_bounds(installed, torch):
-    installed(torch=torch, transformers="5.23.2")
+    installed(torch=torch, transformers="5.24.1")
     check("torch", "transformers")
 
 
-@pytest.mark.parametrize("version", ["4.57.0", "5.22.9", "5.24.0"])
+@pytest.mark.parametrize("version", ["4.57.6", "5.10.4", "5.25.0"])
 def test_versions_out_of_bounds(installed, version):
     installed(torch="2.13.0", transformers=version)
     with pytest.raises(ImportError, match=rf"transformers {version} is installed, sharp_compile needs transformers"):
         check("torch", "transformers")
+
+
+def test_the_message_says_what_to_install(installed):
+    installed(torch="2.10.1", transformers="5.24.0")
+    with pytest.raises(ImportError) as error:
+        check("torch", "transformers")
+    assert str(error.value) == (
+        "torch 2.10.1 is installed, sharp_compile needs torch>=2.11.0: pip install 'torch>=2.11.0'"
+    )
 
 
 def test_without_an_installation_nothing_is_known(monkeypatch):

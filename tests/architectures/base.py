@@ -24,6 +24,7 @@ class Architecture(ABC):
     """One model family: how to build a tiny model of it, and the inputs that its `forward` takes."""
 
     name: str
+    model_class: str  # its name in transformers
     ragged = True  # may the rows of a batch have different numbers of frames?
     frames_per_block = 1  # frames that become one block of visual tokens
     tokens_per_block: int

@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, Gemma4Config, Gemma4ForConditionalGeneration
+from transformers import AutoConfig
 
 from tests.architectures.base import IMAGE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs
 from tests.architectures.grid import WINDOW, sliding
@@ -46,6 +47,7 @@ class Gemma4(Architecture):
     """4 visual tokens a frame, text between frames; per-layer inputs, keys shared by the last two layers."""
 
     name = "gemma4"
+    model_class = "Gemma4ForConditionalGeneration"
     tokens_per_block = 4
     separated = True
 
@@ -71,7 +73,7 @@ class Gemma4(Architecture):
             pooling_kernel_size=2,
             position_embedding_size=64,
         )
-        config = Gemma4Config(
+        config = transformers.Gemma4Config(
             text_config=text_config,
             vision_config=vision,
             audio_config=None,
@@ -84,7 +86,8 @@ class Gemma4(Architecture):
             eoa_token_index=187,
             tie_word_embeddings=False,
         )
-        return Gemma4ForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+        model = getattr(transformers, self.model_class)
+        return model._from_config(config, attn_implementation=attn_implementation)
 
     def extras(self, input_ids: torch.Tensor) -> Inputs:
         return {"mm_token_type_ids": 2 * (input_ids == VIDEO).int()}

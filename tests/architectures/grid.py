@@ -32,7 +32,6 @@ class Grid(Architecture):
     typed = True  # does the model take `mm_token_type_ids`?
     enclosed = False  # is the video between a start and an end token, in the place of two text tokens?
     config_class: str
-    model_class: str
     text_type: str
     vision_type: str
 

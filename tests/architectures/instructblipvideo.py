@@ -23,6 +23,7 @@ class InstructBlipVideo(Architecture):
     """
 
     name = "instructblipvideo"
+    model_class = "InstructBlipVideoForConditionalGeneration"
     ragged = False
     tokens_per_block = QUERIES
     shows_frames = False

@@ -21,6 +21,7 @@ class InternVL(Architecture):
     """4 visual tokens a frame; `pixel_values` [sum of F, 3, 16, 16]. There is no video token: images only."""
 
     name = "internvl"
+    model_class = "InternVLForConditionalGeneration"
     tokens_per_block = 4
     separated = True
     visual_token = IMAGE

@@ -21,6 +21,7 @@ class LlavaOnevision(Architecture):
     """4 visual tokens a frame and a newline; `pixel_values_videos` [B, F, 3, 16, 16], so F is one number."""
 
     name = "llava_onevision"
+    model_class = "LlavaOnevisionForConditionalGeneration"
     ragged = False
     tokens_per_block = 4
     extra_tokens = 1

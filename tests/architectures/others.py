@@ -22,6 +22,7 @@ class Molmo2(Architecture):
     """4 visual tokens a frame, each pooled from 2x2 patches, text between; features are added to embeddings."""
 
     name = "molmo2"
+    model_class = "Molmo2ForConditionalGeneration"
     tokens_per_block = (SIDE // 2) ** 2
     separated = True
     visual_token = IMAGE
@@ -47,7 +48,7 @@ class Molmo2(Architecture):
             frame_end_token_id=186,
             tie_word_embeddings=False,
         )
-        model = transformers.Molmo2ForConditionalGeneration
+        model = getattr(transformers, self.model_class)
         return model._from_config(config, attn_implementation=attn_implementation)
 
     def extras(self, input_ids: torch.Tensor) -> Inputs:
@@ -85,6 +86,7 @@ class NemotronHOmni(Architecture):
     """4 visual tokens an image, text between images; Mamba2, attention and MLPs in turns."""
 
     name = "nemotron_h_omni"
+    model_class = "NemotronH_Omni_Reasoning_V3"
     tokens_per_block = (SIDE // 2) ** 2
     separated = True
     visual_token = IMAGE
@@ -125,7 +127,7 @@ class NemotronHOmni(Architecture):
             video_token_id=VIDEO,
             audio_token_id=188,
         )
-        model = transformers.NemotronH_Omni_Reasoning_V3
+        model = getattr(transformers, self.model_class)
         return model._from_config(config, attn_implementation=attn_implementation)
 
     def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:

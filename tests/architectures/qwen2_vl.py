@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
 
 from tests.architectures.base import (
     IMAGE,
@@ -33,8 +28,8 @@ class Qwen2VL(Architecture):
     name = "qwen2_vl"
     frames_per_block = TEMPORAL_PATCH
     tokens_per_block = HEIGHT * WIDTH // MERGE**2
-    config_class: type = Qwen2VLConfig
-    model_class: type = Qwen2VLForConditionalGeneration
+    config_class = "Qwen2VLConfig"
+    model_class = "Qwen2VLForConditionalGeneration"
 
     def vision(self, hidden: int) -> dict[str, Any]:
         """The vision tower's config, `hidden` being the text model's width."""
@@ -57,7 +52,7 @@ class Qwen2VL(Architecture):
             "rope_theta": 10_000.0,
             "mrope_section": [pairs - height - width, height, width],
         }
-        config = self.config_class(
+        config = getattr(transformers, self.config_class)(
             text_config={**text, "rope_parameters": rope},
             vision_config=self.vision(text["hidden_size"]),
             image_token_id=IMAGE,
@@ -65,7 +60,7 @@ class Qwen2VL(Architecture):
             vision_start_token_id=VISION_START,
             vision_end_token_id=VISION_END,
         )
-        return self.model_class._from_config(config, attn_implementation=attn_implementation)
+        return getattr(transformers, self.model_class)._from_config(config, attn_implementation=attn_implementation)
 
     def extras(self, input_ids: torch.Tensor) -> Inputs:
         """0 for text and 2 for video, from which the positions of the three axes are made [B, S]."""
@@ -84,8 +79,8 @@ class Qwen2_5VL(Qwen2VL):
     """As Qwen2-VL, with windowed attention in the tower (the second block attends to the whole frame)."""
 
     name = "qwen2_5_vl"
-    config_class = Qwen2_5_VLConfig
-    model_class = Qwen2_5_VLForConditionalGeneration
+    config_class = "Qwen2_5_VLConfig"
+    model_class = "Qwen2_5_VLForConditionalGeneration"
 
     def vision(self, hidden: int) -> dict[str, Any]:
         return {

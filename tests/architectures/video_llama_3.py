@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    Qwen2Config,
-    VideoLlama3Config,
-    VideoLlama3ForConditionalGeneration,
-    VideoLlama3VisionConfig,
-)
 
 from tests.architectures.base import IMAGE, TOWER, VIDEO, Architecture, Inputs
 
@@ -24,21 +19,23 @@ class VideoLlama3(Architecture):
     """4 visual tokens a frame; `video_grid_thw` [B, 3], `video_merge_sizes` [B]."""
 
     name = "video_llama_3"
+    model_class = "VideoLlama3ForConditionalGeneration"
     tokens_per_block = HEIGHT * WIDTH // MERGE**2
     separated = True
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
-        vision = VideoLlama3VisionConfig(
+        vision = transformers.VideoLlama3VisionConfig(
             **TOWER,
             patch_size=PATCH,
         )
-        config = VideoLlama3Config(
+        config = transformers.VideoLlama3Config(
             vision_config=vision,
-            text_config=Qwen2Config(**text),
+            text_config=transformers.Qwen2Config(**text),
             image_token_id=IMAGE,
             video_token_id=VIDEO,
         )
-        return VideoLlama3ForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+        model = getattr(transformers, self.model_class)
+        return model._from_config(config, attn_implementation=attn_implementation)
 
     def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
         grid = torch.tensor([[count, HEIGHT, WIDTH] for count in frames])
