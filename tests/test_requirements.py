@@ -6,7 +6,7 @@ import pytest
 
 from sharp_compile.requirements import check
 
-NEEDED = ["torch>=2.11.0", "transformers<5.25,>=5.13.1", "triton>=3.6.0; sys_platform == 'linux'"]
+NEEDED = ["torch>=2.11.0", "transformers<5.24,>=5.13.1", "triton>=3.6.0; sys_platform == 'linux'"]
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def installed(monkeypatch):
 
 @pytest.mark.parametrize("torch", ["2.11.0", "2.13.0+cpu", "2.14.0.dev20260101", "3.0.0"])
 def test_versions_in_bounds(installed, torch):
-    installed(torch=torch, transformers="5.24.1")
+    installed(torch=torch, transformers="5.23.1")
     check("torch", "transformers")
 
 
-@pytest.mark.parametrize("version", ["4.57.6", "5.10.4", "5.25.0"])
+@pytest.mark.parametrize("version", ["4.57.6", "5.10.4", "5.24.0"])
 def test_versions_out_of_bounds(installed, version):
     installed(torch="2.13.0", transformers=version)
     with pytest.raises(ImportError, match=rf"transformers {version} is installed, sharp_compile needs transformers"):
@@ -32,7 +32,7 @@ def test_versions_out_of_bounds(installed, version):
 
 
 def test_the_message_says_what_to_install(installed):
-    installed(torch="2.10.1", transformers="5.24.0")
+    installed(torch="2.10.1", transformers="5.23.0")
     with pytest.raises(ImportError) as error:
         check("torch", "transformers")
     assert str(error.value) == (
