@@ -102,7 +102,7 @@ def check(name, attention, dtype, call, cache, pad, options):
 
 
 @pytest.mark.usefixtures("room_for_many_graphs")
-@pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(150, marks=pytest.mark.slow)])
 def test_any_call(examples):
     """The few are the same each time. A case is small as it is, and another try costs seconds: nothing is shrunk."""
 

@@ -239,7 +239,7 @@ def test_several_stages(name):
 @pytest.mark.parametrize(
     "name, dynamic",
     [
-        ("llava_onevision", True),
+        pytest.param("llava_onevision", True, marks=pytest.mark.slow),
         pytest.param("llava_onevision", False, marks=pytest.mark.slow),
         pytest.param("qwen2_vl", True, marks=pytest.mark.slow),
         pytest.param("qwen2_vl", False, marks=pytest.mark.slow),

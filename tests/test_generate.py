@@ -79,6 +79,7 @@ def compare_second_turn(model, fast, inputs):
     assert_same_generation(actual, expected, turn)
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("rows", [pytest.param("one row", marks=pytest.mark.slow), "left-padded"])
 def test_one_way_after_the_other(name, rows, subtests):
@@ -101,6 +102,7 @@ def test_one_way_after_the_other(name, rows, subtests):
         compare(model, fast, ARCHITECTURES[name].inputs(model, **ROWS["padding kept"]))
 
 
+@pytest.mark.slow
 @every_kind
 def test_eager_attention(name, subtests):
     """Matmul, softmax, matmul instead of one attention node, and a mask at every step, padding or not."""

@@ -88,7 +88,7 @@ def test_the_decoder_is_pruned(selector, inner):
     assert [report.pruned for report in sharp_compile.reports()] == [False, True]
 
 
-@pytest.mark.parametrize("breaks_again", [True, False])
+@pytest.mark.parametrize("breaks_again", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("order", [[True, False], [False, True]])
 def test_images_and_videos_are_injected_by_two_graphs(breaks_again, order):
     """All of them are visual tokens, whichever call comes first: with images, or without."""

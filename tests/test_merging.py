@@ -91,7 +91,7 @@ def compiled(model, selector, where, **options):
         pytest.param(name, rows, id=f"{name}-{how}", marks=[pytest.mark.slow] * is_slow)
         for name in ("llava_onevision", "internvl", "qwen2_5_vl", *ODD)
         for how, rows in (("one row", {}), ("padded", PADDED))
-        for is_slow in (name != "llava_onevision" and (name, how) != ("gemma4", "padded"),)
+        for is_slow in (name != "llava_onevision",)
     ],
 )
 def test_forward(name, rows, subtests):
@@ -180,6 +180,7 @@ def test_nothing_changes_where_nothing_is_dropped(selector):
     assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
+@pytest.mark.slow
 def test_keys_that_later_layers_share_are_no_one_stream():
     """The last two layers of this Gemma 4 read keys and values of layers 3 and 5."""
     _, copy, inputs = prepare("gemma4")
