@@ -55,13 +55,14 @@ def checkpoint(tmp_path_factory):
 def namespace(checkpoint):
     """What the pages speak of without making it: a model, its processor, a video, a prompt and inputs."""
     import numpy
+    from transformers import AutoProcessor
 
     from sharp_compile.demo import models
     from sharp_compile.demo.video import read
 
     clip = read(checkpoint / "video.mp4", 2)
     case = models.prepare(models.local(checkpoint / "my-model"), clip)
-    processor = models.AutoProcessor.from_pretrained(checkpoint / "my-model")
+    processor = AutoProcessor.from_pretrained(checkpoint / "my-model")
     case.model.compile(backend="sharp")
     content = [{"type": "video"}, {"type": "text", "text": "What happens here?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
