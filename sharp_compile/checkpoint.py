@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .shown import brief
+
 
 class CheckpointError(Exception):
     """A checkpoint can't be loaded; the message says why, in a line."""
@@ -35,11 +37,6 @@ def load(name: str, dtype: torch.dtype | str, trust_remote_code: bool = False, l
     except Exception as error:  # each library that reads a file of the folder has errors of its own
         raise CheckpointError(brief(error)) from error
     return model, processor
-
-
-def brief(error: BaseException | None) -> str:
-    """What an error says, without the pages that libraries append to it."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
 
 def _check_names_of_weights(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Values in error messages."""
+"""Values, and what libraries say, in error messages."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def shown(value: object) -> str:
         return _Shown().repr(value)
     except Exception:  # whatever a method of the value's own raises, or an integer of too many digits
         return f"<{type(value).__name__}>"
+
+
+def brief(error: object) -> str:
+    """What an error or a message says, in a line, without the pages that libraries append; its kind if nothing."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -21,8 +21,10 @@ from sharp_compile.evaluation.prompts import VISUAL_TOKENS, pixel_values, prompt
 from sharp_compile.evaluation.questions import SPECIAL, VOCABULARY, Question
 from sharp_compile.evaluation.run import load
 from sharp_compile.evaluation.scenes import CELL, FRAMES, GRID
+from sharp_compile.integrations.transformers.prompt import without_prompt
 from sharp_compile.quiet import hush
 from sharp_compile.report import watch
+from sharp_compile.shown import brief
 
 TRAINED = "the small trained model"
 """Stands for the model that comes with the package, where others have their folder."""
@@ -77,9 +79,9 @@ class Answerer:
         try:
             return self._ask(video, read(path, self._asked.frames))
         except DemoError as error:
-            return Record(video, error=_brief(str(error).removeprefix(f"{path}: ")))
+            return Record(video, error=brief(str(error).removeprefix(f"{path}: ")))
         except Exception as error:
-            return Record(video, error=_brief(f"{type(error).__name__}: {error}"))
+            return Record(video, error=brief(f"{type(error).__name__}: {error}"))
 
     def _ask(self, video: str, clip: Clip) -> Record:
         inputs, visual = self._loaded.inputs(clip)
@@ -87,9 +89,7 @@ class Answerer:
             tokens = self._loaded.model.generate(
                 **inputs, max_new_tokens=self._asked.max_new_tokens, do_sample=False, num_beams=1
             )[0]
-        # Most models give the prompt back with their answer.
-        prompt = inputs["input_ids"][0]
-        new = tokens[len(prompt) :] if tokens[: len(prompt)].equal(prompt) else tokens
+        new = without_prompt(tokens, inputs["input_ids"][0])
         kept, unpruned = len(visual), None
         if self._asked.retention < 1:
             runs = [report.kept for report in seen if report.pruned and report.kept is not None]
@@ -162,8 +162,3 @@ def _words(question: str) -> tuple[str, str, str, str]:
         case [first, second, third, "?"]:
             return first, second, third, "?"
     raise BatchError(f"--question {question!r}: {TRAINED} takes three words and a ?, such as 'color of ring ?'")
-
-
-def _brief(message: str) -> str:
-    """The first line, without the pages that some libraries append to it."""
-    return message.strip().partition("\n")[0][:300]

@@ -21,6 +21,7 @@ from sharp_compile.demo import DemoError
 from sharp_compile.demo.video import Clip
 from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.page.cells import Grid, grid_of
+from sharp_compile.shown import brief
 
 make_importable()
 
@@ -151,7 +152,7 @@ def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
             return_tensors="pt",
         )
     except Exception as error:  # whatever a template or a tokenizer raises that is not this model's
-        raise DemoError(f"{source.name}: can't be asked about a video ({checkpoint.brief(error)})") from error
+        raise DemoError(f"{source.name}: can't be asked about a video ({brief(error)})") from error
     known, largest = model.get_input_embeddings().num_embeddings, int(inputs["input_ids"].max())
     if largest >= known:
         raise DemoError(f"{source.name}: its tokenizer is another model's: token {largest}, but there are {known}")

@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from sharp_compile.demo import DemoError
+from sharp_compile.shown import brief
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read(path: Path, count: int) -> Clip:
     except av.error.FFmpegError as error:
         raise DemoError(f"{path}: not a video that can be decoded ({error.strerror})") from error
     except (MemoryError, ValueError) as error:  # sizes, formats and rotations that a damaged file may claim
-        raise DemoError(f"{path}: not a video that can be decoded ({_brief(error)})") from error
+        raise DemoError(f"{path}: not a video that can be decoded ({brief(error)})") from error
     if len(frames) < len(indices):
         raise DemoError(f"{path}: only {len(frames)} of the {len(indices)} frames asked for can be decoded")
     sizes = sorted({frame.shape[:2] for frame in frames})
@@ -66,11 +67,6 @@ def read(path: Path, count: int) -> Clip:
         told = ", ".join(f"{width} x {height}" for height, width in sizes)
         raise DemoError(f"{path}: its frames have several sizes ({told}), they must have one")
     return Clip(np.stack(frames), indices, total, fps)
-
-
-def _brief(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _measure(path: Path) -> tuple[int, float]:

@@ -18,6 +18,7 @@ from sharp_compile import checkpoint
 from sharp_compile.config import Config
 from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.parts import nearest
+from sharp_compile.shown import brief
 
 
 class LmmsError(Exception):
@@ -113,7 +114,7 @@ def evaluate(
             answering, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
         )
     except RetryError as error:
-        raise LmmsError(f"{', '.join(tasks)}: {checkpoint.brief(error.last_attempt.exception())}") from error
+        raise LmmsError(f"{', '.join(tasks)}: {brief(error.last_attempt.exception())}") from error
     except AssertionError as error:
         if "generation only" not in str(error):
             raise

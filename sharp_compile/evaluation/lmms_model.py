@@ -17,6 +17,7 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from sharp_compile.demo import DemoError, video
+from sharp_compile.integrations.transformers.prompt import without_prompt
 from sharp_compile.report import watch
 
 from .grade import NotPruned
@@ -74,10 +75,8 @@ class ChatModel(lmms):
                 reasons = "; ".join(dict.fromkeys(report.reason for report in seen))
                 raise NotPruned(f"{question}: the model ran unpruned: {reasons or 'no graph of it was compiled'}")
             self.layer = ran[-1].layer
-        # Most models give the prompt back with their answer.
-        prompt = inputs["input_ids"][0]
-        new = tokens[len(prompt) :] if tokens[: len(prompt)].equal(prompt) else tokens
-        return self.processor.decode(new, skip_special_tokens=True).strip()
+        answer = without_prompt(tokens, inputs["input_ids"][0])
+        return self.processor.decode(answer, skip_special_tokens=True).strip()
 
     def _inputs(self, asked: ChatMessages, question: str) -> tuple[Mapping[str, torch.Tensor], bool]:
         """What `generate` takes, and whether there is anything to see."""

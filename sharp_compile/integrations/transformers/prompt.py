@@ -68,6 +68,16 @@ def _telling(call: Callable[..., Any], signature: inspect.Signature, model: torc
     return tell
 
 
+def without_prompt(tokens: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """The answer ``[N]`` among the tokens of one row that `generate` returned: most models give the prompt back first.
+
+    Args:
+        tokens: ``[L + N]`` or ``[N]``.
+        prompt: ``[L]``.
+    """
+    return tokens[len(prompt) :] if tokens[: len(prompt)].equal(prompt) else tokens
+
+
 def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:
     """Whether a model of transformers is being called with pixels, and `inputs` has embeddings of all of its tokens.
 
