@@ -57,8 +57,8 @@ class Decoder:
 def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     """The decoder that reads `embeddings`, or None where no attention of the graph does.
 
-    Raises `CannotPrune` where the graph begins in the middle of it, or where an operator that looks like an attention
-    is not a known one.
+    Raises `CannotPrune` where the graph begins in the middle of it, where an operator that looks like an attention
+    is not a known one, or where the graph doesn't tell the shape of an attention's result.
     """
     flow = data_flow(graph, embeddings)
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -74,6 +74,9 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     if not attentions:
         _check_unknown(flow, length)
         return None
+    for attention in attentions:
+        if attention.output not in flow:
+            raise CannotPrune(f"the graph has no example value of {attention.output}, the result of an attention")
     layers, inside = _layers(attentions, flow, order)
     return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
 

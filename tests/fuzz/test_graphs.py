@@ -116,3 +116,9 @@ def test_a_shift_that_keeps_the_length_is_not_pruned():
     layers = (Layer("fused", None, "sizes", ()), Layer("fused", None, "sizes", ("shift",)))
     program = Program(1, 0, 7, 1, 1, 1, 2, 2, None, False, False, False, ("logits",), layers)
     check((program, {"retention": 0.25, "layer": 0, "selector": "uniform", "hoist": False}))
+
+
+def test_an_attention_without_an_example_value_is_not_pruned():
+    layers = (Layer("fused", None, "sizes", ()),) * 2
+    program = Program(1, 0, 1, 1, 1, 1, 2, 2, None, False, False, False, ("logits",), layers, (11,))
+    check((program, {"retention": 0.1, "layer": 0, "selector": "uniform", "hoist": False}))
