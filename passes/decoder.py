@@ -58,7 +58,7 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     """The decoder that reads `embeddings`, or None where no attention of the graph does.
 
     Raises `CannotPrune` where the graph begins in the middle of it, where an operator that looks like an attention
-    is not a known one, or where the graph doesn't tell the shape of an attention's result.
+    is not a known one, or where a node on the way has no example value.
     """
     flow = data_flow(graph, embeddings)
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -74,9 +74,6 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     if not attentions:
         _check_unknown(flow, length)
         return None
-    for attention in attentions:
-        if attention.output not in flow:
-            raise CannotPrune(f"the graph has no example value of {attention.output}, the result of an attention")
     layers, inside = _layers(attentions, flow, order)
     return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
 
@@ -94,11 +91,14 @@ def holds_decoder(graph: Graph) -> bool:
 def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
     """The nodes that hold data computed from `source`, with an edge from each node to each user.
 
-    Lengths are not data: an edge through a node that holds no tensor (a size) is left out.
+    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
+    what a node holds isn't told, since the data may go on behind it.
     """
     flow = nx.DiGraph()
     flow.add_node(source)
     for node in graph.nodes:
+        if "example_value" not in node.meta and node.users and any(parent in flow for parent in node.all_input_nodes):
+            raise CannotPrune(f"the graph has no example value of {node}, through which the features go")
         if node.op != "output" and node is not source and _holds_tensor(node):
             flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
     return flow

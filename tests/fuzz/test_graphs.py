@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
@@ -118,7 +119,11 @@ def test_a_shift_that_keeps_the_length_is_not_pruned():
     check((program, {"retention": 0.25, "layer": 0, "selector": "uniform", "hoist": False}))
 
 
-def test_an_attention_without_an_example_value_is_not_pruned():
-    layers = (Layer("fused", None, "sizes", ()),) * 2
-    program = Program(1, 0, 1, 1, 1, 1, 2, 2, None, False, False, False, ("logits",), layers, (11,))
+@pytest.mark.parametrize("node", ["query", "result"])
+def test_an_attention_without_an_example_value_is_not_pruned(node):
+    layers = (Layer("fused", None, "sizes", ()),) * 3
+    place = {"query": 2, "result": 11}[node]
+    program = Program(2, 0, 12, 1, 1, 1, 2, 2, None, False, False, False, ("logits",), layers, (place,))
     check((program, {"retention": 0.1, "layer": 0, "selector": "uniform", "hoist": False}))
+    (report,) = sharp_compile.reports()
+    assert "example value" in report.reason
