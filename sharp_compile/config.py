@@ -180,7 +180,10 @@ def _reading(name: str, value: object) -> Iterator[None]:
 def _given(options: Any) -> dict[str, Any]:
     """Return the options that were given, all of them known by name."""
     try:
-        given = dict({} if options is None else options)
+        # Not all that `dict` takes: of a pair it makes a list first, however long that is.
+        if not isinstance(options, Mapping | None):
+            raise TypeError(f"{type(options).__name__} is no mapping")
+        given = dict(options or {})
     except Exception as error:
         raise BadOption(f"options={shown(options)}: must be a mapping of names to values") from error
     for name, value in given.items():

@@ -174,6 +174,8 @@ def check(options):
 @example({"stages": OF_ITSELF})
 @example({"segment": BY_ITSELF})
 @example({"layer": 10**5000})
+@example([range(10**9)])
+@example([(1, itertools.count())])
 @example({"segment": {"frames": 10**400}})
 @example({"selector": "x" * 10**6})
 @example({"inductor": {"x" * 10**6: 1}})
