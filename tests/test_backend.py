@@ -57,7 +57,7 @@ def test_toy(eager, pad, layer, selector):
     assert (report.visual_tokens, report.kept_tokens) == (20, 5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rows=st.integers(1, 3),
     visual=st.integers(1, 30),

@@ -7,6 +7,7 @@ goes the way that users go.
 """
 
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -140,36 +141,37 @@ def test_generate(name, rows, subtests):
             assert_same_generation(actual, expected, inputs)
 
 
+# What calls it, how it is compiled, and how the result is compared.
+WAYS = {
+    "forward": (forward, lambda model, **how: torch.compile(model, **how)),
+    "generate": (generate, lambda model, **how: model.compile(**how) or model),
+}
+
+
 @pytest.mark.parametrize(
-    "name, inner",
+    "name, way, inner",
     [
-        pytest.param(name, inner, marks=[pytest.mark.slow] * ((name, inner) != ("llava_onevision", "inductor")))
-        for name in ARCHITECTURES
-        for inner in ("eager", "inductor")
+        pytest.param(*case, marks=[pytest.mark.slow] * (case != ("llava_onevision", "generate", "inductor")))
+        for case in product(ARCHITECTURES, WAYS, ("eager", "inductor"))
     ],
 )
-def test_through_the_public_interface(name, inner):
+def test_through_the_public_interface(name, way, inner):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
-    options = case | {"inner": inner}
     model, copy, inputs = prepare(name, **ROWS["left-padded"])
+    run_model, compiled = WAYS[way]
     with by_hand(name, model, case) as run:
-        expected = forward(model, inputs), generate(model, inputs)
-
-    actual = forward(torch.compile(copy, backend="sharp", options=options), inputs)
+        expected = run_model(model, inputs)
+    actual = run_model(compiled(copy, backend="sharp", options=case | {"inner": inner}), inputs)
     report = the_pruned_graph(sharp_compile.reports())
     assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
-    assert_same_logits(actual.logits, expected[0].logits, inputs)
-    assert_same_cache(actual.past_key_values, expected[0].past_key_values, inputs)
-
-    torch._dynamo.reset()
-    sharp_compile.reset()
-    copy.compile(backend="sharp", options=options)
-    actual = generate(copy, inputs)
-    report = the_pruned_graph(sharp_compile.reports())
-    assert_reported(report, inputs, visual_mask(model, inputs), run, layer=1, num_layers=LAYERS)
-    assert_same_generation(actual, expected[1], inputs)
+    if way == "forward":
+        assert_same_logits(actual.logits, expected.logits, inputs)
+        assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
+    else:
+        assert_same_generation(actual, expected, inputs)
 
 
+@pytest.mark.slow
 @every_kind
 def test_other_lengths_after_the_first(name):
     """The second length makes the graphs dynamic; a shorter and a padded prompt follow."""
@@ -186,8 +188,9 @@ def test_other_lengths_after_the_first(name):
         assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dynamic", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize("dynamic", [True, False])
 def test_dynamic_said_beforehand(name, dynamic):
     case = {"selector": "sharp", "retention": 0.25, "layer": 1}
     model, copy, _ = prepare(name)

@@ -152,18 +152,20 @@ def prefill_then_generate(model, prefill, inputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "attention"), [("llava_onevision", "sdpa"), pytest.param("qwen2_vl", "eager", marks=pytest.mark.slow)]
+    ("name", "attention", "rows"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case != ("llava_onevision", "sdpa", "left-padded")))
+        for case in [("llava_onevision", "sdpa", rows) for rows in ROWS]
+        + [("qwen2_vl", "eager", rows) for rows in ROWS]
+    ],
 )
-def test_decoding_eagerly_after_a_compiled_prefill(name, attention, subtests):
+def test_decoding_eagerly_after_a_compiled_prefill(name, attention, rows):
     model = shared_model(name, layers=LAYERS, attn_implementation=attention)
     copy = deepcopy(model)
-    prefill = torch.compile(copy, backend="sharp", options=OPTIONS)
-    for rows, arguments in ROWS.items():
-        with subtests.test(rows):
-            inputs = ARCHITECTURES[name].inputs(model, **arguments)
-            logits, actual = prefill_then_generate(copy, prefill, inputs)
-            with oracle.prune(model, **CASE) as run:
-                expected_logits, expected = prefill_then_generate(model, model, inputs)
-            assert_pruned(run)
-            assert_same_logits(logits, expected_logits, inputs)
-            assert_same_generation(actual, expected, inputs)
+    inputs = ARCHITECTURES[name].inputs(model, **ROWS[rows])
+    logits, actual = prefill_then_generate(copy, torch.compile(copy, backend="sharp", options=OPTIONS), inputs)
+    with oracle.prune(model, **CASE) as run:
+        expected_logits, expected = prefill_then_generate(model, model, inputs)
+    assert_pruned(run)
+    assert_same_logits(logits, expected_logits, inputs)
+    assert_same_generation(actual, expected, inputs)

@@ -71,7 +71,7 @@ def decoder_report():
     [
         ("sharp", "eager"),
         ("diversity", "eager"),
-        ("sharp", "inductor"),
+        pytest.param("sharp", "inductor", marks=pytest.mark.slow),
         pytest.param("diversity", "inductor", marks=pytest.mark.slow),
     ],
 )

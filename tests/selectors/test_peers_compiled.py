@@ -21,13 +21,9 @@ def kept(model, inputs, **options):
 
 
 # Dynamo traces the rule itself where the graph is `Broken`.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "model, selector",
-    [(Toy, "feather")]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in ((Toy, "sparsevlm"), (Broken, "feather"), (Broken, "visiondrop"))
-    ],
+    "model, selector", [(Toy, "feather"), (Toy, "sparsevlm"), (Broken, "feather"), (Broken, "visiondrop")]
 )
 def test_inductor_keeps_what_eager_mode_keeps(model, selector):
     inputs = toy_inputs(rows=2, pad=[0, 3])
