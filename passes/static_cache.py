@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 
 from .attention import Attention
 from .emit import Emitter
-from .nodes import arguments, example, example_tensor
+from .nodes import arguments, example, example_tensor, is_one_number
 from .sizes import expression
 
 # Nodes by which a key head becomes those of several query heads.
@@ -84,7 +84,7 @@ def _write(node: Node, embeddings: Node) -> tuple[int, Node, Node] | None:
         return None
     parts = arguments(places) if isinstance(places, Node) and places.target in _ADD else ()
     counts = [part for part in parts if isinstance(part, Node) and part.target is torch.arange]
-    lengths = [part for part in parts if part not in counts and _is_one_number(part)]
+    lengths = [part for part in parts if part not in counts and is_one_number(part)]
     if len(parts) != 2 or len(counts) != 1 or len(lengths) != 1:
         return None
     value, count = example_tensor(source), example_tensor(counts[0])
@@ -95,11 +95,6 @@ def _write(node: Node, embeddings: Node) -> tuple[int, Node, Node] | None:
         return None
     # `arange` with one argument counts from 0 in steps of 1.
     return (axis, lengths[0], source) if len(arguments(counts[0])) == 1 else None
-
-
-def _is_one_number(value: Any) -> bool:
-    tensor = example_tensor(value) if isinstance(value, Node) else None
-    return tensor is not None and tensor.shape in ((), (1,))
 
 
 def _check_empty(graph: Graph, length: Node) -> None:

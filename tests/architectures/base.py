@@ -24,6 +24,11 @@ ROPE = "rope_parameters" if transformers.__version__ >= "5" else "rope_scaling"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
+def part(model_type: str, **sizes: Any) -> Any:
+    """The config of a part of a model; before transformers 5 some have none that goes by a name, and take a dict."""
+    return transformers.AutoConfig.for_model(model_type, **sizes) if transformers.__version__ >= "5" else sizes
+
+
 class Architecture(ABC):
     """One model family: how to build a tiny model of it, and the inputs that its `forward` takes."""
 

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
-from tests.architectures.base import IMAGE, ROPE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs
+from tests.architectures.base import IMAGE, ROPE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs, part
 
 PATCH, MERGE = 4, 2
 HEIGHT, WIDTH = 4, 4  # of a frame, in patches
@@ -60,8 +60,8 @@ class Grid(Architecture):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         config = getattr(transformers, self.config_class)(
-            text_config=AutoConfig.for_model(self.text_type, **self.text(text)),
-            vision_config=AutoConfig.for_model(self.vision_type, **self.vision(text["hidden_size"])),
+            text_config=part(self.text_type, **self.text(text)),
+            vision_config=part(self.vision_type, **self.vision(text["hidden_size"])),
             **self.tokens(),
         )
         model = getattr(transformers, self.model_class)
@@ -232,7 +232,7 @@ class Qwen2_5Omni(Grid):
             "output_dim": 64,
         }
         return {
-            "audio_config": AutoConfig.for_model("qwen2_5_omni_audio_encoder", **audio),
+            "audio_config": part("qwen2_5_omni_audio_encoder", **audio),
             "image_token_index": IMAGE,
             "video_token_index": VIDEO,
             "audio_token_index": 188,
