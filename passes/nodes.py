@@ -36,6 +36,16 @@ def example_tensor(argument: Any) -> Tensor | None:
     return value if isinstance(argument, Node) and isinstance(value, Tensor) else None
 
 
+ONE_NUMBER = ((), (1,))
+"""The shapes of a tensor of one number, which has no places that would depend on how many tokens there are."""
+
+
+def is_one_number(argument: Any) -> bool:
+    """Whether a node holds a tensor of one number."""
+    tensor = example_tensor(argument)
+    return tensor is not None and tensor.shape in ONE_NUMBER
+
+
 def fake_mode(values: Any) -> FakeTensorMode:
     """The mode of the example tensors among `values`.
 

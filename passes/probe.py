@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
 from .hoist import attend
-from .nodes import example, leaves_of, run, stand_in, where, with_leaves, writes_into_first
+from .nodes import example, is_one_number, leaves_of, run, stand_in, where, with_leaves, writes_into_first
 from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
 from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
@@ -202,7 +202,7 @@ class _Probe:
     def _search(self, node: Node, choices: list[list[_Choice]]) -> tuple[tuple[Repair, ...], Any]:
         """The one minimal set of repairs with which `node` runs and gives the shape that it should."""
         target = leaves_of(node)[0]
-        if writes_into_first(node) and self._is_side(target) and getattr(example(target), "ndim", None) != 0:
+        if writes_into_first(node) and self._is_side(target) and not is_one_number(target):
             raise CannotPrune(f"{where(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
         if math.prod(map(len, choices)) > _MOST_TRIALS:
             raise CannotPrune(f"{where(node)} has too many arguments that may hold a sequence length")

@@ -4,7 +4,7 @@ A static cache holds keys in a buffer with room for L positions. In a prefill it
 
     buffer = zeros(B, H, L, D);  buffer.index_copy(2, arange(S) + length, keys);  length.add_(S)
 
-with ``length`` an integer tensor of the cache, which is 0 there. The same is ``pad(keys, L - S)`` and
+with ``length`` an integer tensor of the cache, of one element, which is 0 there. The same is ``pad(keys, L - S)`` and
 ``length.add_(keys.size(2))``, and that form is right for any number of keys: behind a cut the buffer gets
 S' + (L - S) positions, as much room as before, and the last columns of a mask of L belong to it as they
 do to a dynamic cache (`integrations.transformers`).
@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 
 from .attention import Attention
 from .emit import Emitter
-from .nodes import arguments, example, example_tensor
+from .nodes import arguments, example, example_tensor, is_one_number
 from .sizes import expression
 
 # Nodes by which a key head becomes those of several query heads.
@@ -84,9 +84,7 @@ def _write(node: Node, embeddings: Node) -> tuple[int, Node, Node] | None:
         return None
     parts = arguments(places) if isinstance(places, Node) and places.target in _ADD else ()
     counts = [part for part in parts if isinstance(part, Node) and part.target is torch.arange]
-    lengths = [
-        part for part in parts if isinstance(part, Node) and (v := example_tensor(part)) is not None and v.ndim == 0
-    ]
+    lengths = [part for part in parts if part not in counts and is_one_number(part)]
     if len(parts) != 2 or len(counts) != 1 or len(lengths) != 1:
         return None
     value, count = example_tensor(source), example_tensor(counts[0])

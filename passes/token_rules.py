@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .nodes import ONE_NUMBER
 from .sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 from .wrappers import is_wrapper, plain_tensors
 
@@ -142,8 +143,7 @@ class TokenRules(TorchDispatchMode):
             written = named.get(argument.name)
             if not argument.is_write or not isinstance(written, Tensor):
                 continue
-            # A number has no places that would depend on how many tokens there are.
-            if written.ndim and written.untyped_storage()._cdata in self.read_only:
+            if written.shape not in ONE_NUMBER and written.untyped_storage()._cdata in self.read_only:
                 raise Refused(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
         moves_rows = _RULES.get(func.overloadpacket) is TokenRules.reshape and self.marks.batch

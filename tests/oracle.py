@@ -380,7 +380,7 @@ def prune(
     """
     choose = SELECTORS[selector] if isinstance(selector, str) else selector
     decoder = text_model(model)
-    pruner = Pruner(decoder.layers, stages or [(layer, retention)], choose, positions, tokens_per_frame)
+    pruner = Pruner(layers_of(decoder), stages or [(layer, retention)], choose, positions, tokens_per_frame)
     handles = [
         model.register_forward_pre_hook(pruner.begin, with_kwargs=True),
         decoder.register_forward_pre_hook(pruner.enter_decoder, with_kwargs=True),
@@ -396,8 +396,10 @@ def prune(
                 handles.append(module.register_forward_hook(pruner.leave_projection(name)))
             if type(module).__name__ == "Inkling2RelativeLogits":
                 handles.append(module.register_forward_hook(pruner.relative_logits(index)))
-    watched = pruner.watch(AttentionInterface.get_interface)
-    patches = [mock.patch.object(AttentionInterface, "get_interface", watched)]
+    # Older versions look up all attention functions but eager ones, by their name alone.
+    lookup = "get_interface" if hasattr(AttentionInterface, "get_interface") else "__getitem__"
+    watched = pruner.watch(getattr(AttentionInterface, lookup))
+    patches = [mock.patch.object(AttentionInterface, lookup, watched)]
     if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
         handles.append(model.language_model.register_forward_pre_hook(pruner.begin_part(model), with_kwargs=True))
         patches.append(mock.patch.object(model, "generate", pruner.remember_prompt(model.generate)))
@@ -627,8 +629,8 @@ class Pruner:
                 self.seen |= {"attention": module, **dict(zip(names, args, strict=False)), **kwargs}
             return function(module, *args, **kwargs)
 
-        def get(interface: AttentionInterface, implementation: str, default: Callable) -> Callable:
-            return partial(attend, get_interface(interface, implementation, default))
+        def get(interface: AttentionInterface, implementation: str, *default: Callable) -> Callable:
+            return partial(attend, get_interface(interface, implementation, *default))
 
         return get
 
@@ -681,6 +683,8 @@ def entering(seen: Mapping[str, Any]) -> State:
 
 def gather_argument(value: Any, name: str, letters: str, kept: torch.Tensor) -> Any:
     """The argument `name` of a decoder layer at the kept positions [B, S'] of the axes `letters` of its layout."""
+    if name == "cache_position":  # of older versions, for static caches only, which the oracle doesn't prune
+        return value
     if isinstance(value, torch.Tensor):
         for layout in LAYOUTS.get(name, ()):
             if len(layout) == value.dim():
@@ -713,8 +717,9 @@ def gather(tensor: torch.Tensor, layout: str, letter: str, kept: torch.Tensor) -
 
 
 def cache_among(arguments: Mapping[str, Any]) -> Any:
-    """The cache that a model or a decoder layer is given, under either of its names (the second since 5.24)."""
-    return next((arguments[name] for name in ("past_key_values", "cache") if arguments.get(name) is not None), None)
+    """The cache that a model or a decoder layer is given, under any of its names."""
+    names = ("past_key_values", "past_key_value", "layer_past", "cache")
+    return next((arguments[name] for name in names if arguments.get(name) is not None), None)
 
 
 def fit_mask(arguments: Mapping[str, Any], block: nn.Module, index: int) -> dict[str, Any]:
@@ -761,17 +766,19 @@ def pretend_longer(layer: Any, count: int) -> Callable[[], None]:
 
 def text_model(model: nn.Module) -> nn.Module:
     """The module that calls the decoder layers: the outermost one in the language model that has layers."""
-    owners = {
-        name: module
-        for name, module in model.get_decoder().named_modules()
-        if isinstance(getattr(module, "layers", None), nn.ModuleList)
-    }
+    owners = {name: module for name, module in model.get_decoder().named_modules() if layers_of(module) is not None}
     return owners[min(owners, key=lambda name: len(name.split(".")) if name else 0)]
+
+
+def layers_of(module: nn.Module) -> nn.ModuleList | None:
+    """The layers of a module that has a list of them, which Falcon calls by another name."""
+    lists = (getattr(module, name, None) for name in ("layers", "h"))
+    return next((each for each in lists if isinstance(each, nn.ModuleList)), None)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of the language model."""
-    return text_model(model).layers
+    return layers_of(text_model(model))
 
 
 def cache_lengths(cache: Any) -> list[int | None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 Inputs = dict[str, torch.Tensor]
@@ -16,8 +18,15 @@ VOCABULARY = 200
 PAD = 0
 TEXT = range(10, 180)  # ids of ordinary text tokens
 IMAGE, VIDEO, VISION_START, VISION_END = 190, 191, 192, 193
+# What configs call the parameters of rotary embeddings, and called them before transformers 5.
+ROPE = "rope_parameters" if transformers.__version__ >= "5" else "rope_scaling"
 # The sizes of most vision towers.
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def part(model_type: str, **sizes: Any) -> Any:
+    """The config of a part of a model; before transformers 5 some have none that goes by a name, and take a dict."""
+    return transformers.AutoConfig.for_model(model_type, **sizes) if transformers.__version__ >= "5" else sizes
 
 
 class Architecture(ABC):
@@ -113,7 +122,10 @@ class Architecture(ABC):
             input_ids[row, length - len(ids) :] = ids
             attention_mask[row, length - len(ids) :] = 1
         pixels = self.pixels(model, frame_counts, generators)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **self.extras(input_ids), **pixels}
+        # Older versions of transformers find out for themselves what newer ones are told.
+        taken = inspect.signature(model.forward).parameters
+        extras = {name: value for name, value in self.extras(input_ids).items() if name in taken}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **extras, **pixels}
 
     def visual_count(self, frames: int) -> int:
         """The number of visual tokens of a row."""

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
-from tests.architectures.base import IMAGE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs
+from tests.architectures.base import IMAGE, ROPE, TOWER, VIDEO, VISION_END, VISION_START, Architecture, Inputs, part
 
 PATCH, MERGE = 4, 2
 HEIGHT, WIDTH = 4, 4  # of a frame, in patches
@@ -60,8 +60,8 @@ class Grid(Architecture):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         config = getattr(transformers, self.config_class)(
-            text_config=AutoConfig.for_model(self.text_type, **self.text(text)),
-            vision_config=AutoConfig.for_model(self.vision_type, **self.vision(text["hidden_size"])),
+            text_config=part(self.text_type, **self.text(text)),
+            vision_config=part(self.vision_type, **self.vision(text["hidden_size"])),
             **self.tokens(),
         )
         model = getattr(transformers, self.model_class)
@@ -111,7 +111,7 @@ class Qwen3VL(Grid):
     deepstack = True
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "head_dim": 16, "rope_parameters": mrope(text, mrope_interleaved=True)}
+        return {**text, "head_dim": 16, ROPE: mrope(text, mrope_interleaved=True)}
 
     def vision(self, hidden: int) -> dict[str, Any]:
         vision = {
@@ -150,7 +150,7 @@ class Qwen3_5(Qwen3VL):
         return {
             **super().text(text),
             **delta_nets(text),
-            "rope_parameters": mrope(text, mrope_interleaved=True, partial_rotary_factor=1.0),
+            ROPE: mrope(text, mrope_interleaved=True, partial_rotary_factor=1.0),
         }
 
 
@@ -165,7 +165,7 @@ class CohereCompass(Qwen3VL):
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
         kinds = sliding(text, every=3)
         rope = {kind: mrope(text, mrope_interleaved=True) for kind in set(kinds)}
-        return {**text, "layer_types": kinds, "sliding_window": WINDOW, "rope_parameters": rope}
+        return {**text, "layer_types": kinds, "sliding_window": WINDOW, ROPE: rope}
 
 
 class Glm4v(Grid):
@@ -179,7 +179,7 @@ class Glm4v(Grid):
     text_type, vision_type = "glm4v_text", "glm4v_vision"
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "rope_parameters": mrope(text, partial_rotary_factor=1.0)}
+        return {**text, ROPE: mrope(text, partial_rotary_factor=1.0)}
 
     def tokens(self) -> dict[str, Any]:
         return {
@@ -220,7 +220,7 @@ class Qwen2_5Omni(Grid):
     text_type, vision_type = "qwen2_5_omni_text", "qwen2_5_omni_vision_encoder"
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "rope_parameters": mrope(text)}
+        return {**text, ROPE: mrope(text)}
 
     def tokens(self) -> dict[str, Any]:
         audio = {
@@ -232,7 +232,7 @@ class Qwen2_5Omni(Grid):
             "output_dim": 64,
         }
         return {
-            "audio_config": AutoConfig.for_model("qwen2_5_omni_audio_encoder", **audio),
+            "audio_config": part("qwen2_5_omni_audio_encoder", **audio),
             "image_token_index": IMAGE,
             "video_token_index": VIDEO,
             "audio_token_index": 188,
@@ -322,7 +322,7 @@ class Cosmos3Edge(Grid):
     text_type, vision_type = "cosmos3_edge_text", "cosmos3_edge_vision"
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {**text, "head_dim": 16, "rope_parameters": mrope(text, mrope_interleaved=True)}
+        return {**text, "head_dim": 16, ROPE: mrope(text, mrope_interleaved=True)}
 
     def tokens(self) -> dict[str, Any]:
         return super().tokens() | {"projector_hidden_size": 64}
@@ -351,7 +351,7 @@ class MiniMaxM3VL(Grid):
         return {
             **text,
             "head_dim": 16,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+            ROPE: {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "dense_intermediate_size": 128,
@@ -398,7 +398,7 @@ class Ernie4_5VL(Grid):
             "moe_num_experts": 4,
             "moe_num_shared_experts": 1,
             "mlp_layer_types": ["dense"] + ["sparse"] * (layers - 1),
-            "rope_parameters": mrope(text, mrope_section=[3, 3, 2]),
+            ROPE: mrope(text, mrope_section=[3, 3, 2]),
         }
 
     def tokens(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PretrainedConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -36,12 +37,16 @@ class LlavaOnevision(Architecture):
         )
         config = LlavaOnevisionConfig(
             vision_config=vision,
-            text_config=Qwen2Config(**text),
+            text_config=self.text_config(text),
             image_token_index=IMAGE,
             video_token_index=VIDEO,
             image_grid_pinpoints=[[16, 16]],
         )
         return LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+
+    def text_config(self, text: dict[str, Any]) -> PretrainedConfig:
+        """The text model's config; any decoder may be in its place."""
+        return Qwen2Config(**text)
 
     def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
         videos = [torch.randn(count, 3, 16, 16, generator=g) for count, g in zip(frames, generators, strict=True)]

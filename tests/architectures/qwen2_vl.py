@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.architectures.base import (
     IMAGE,
+    ROPE,
     VIDEO,
     VISION_END,
     VISION_START,
@@ -53,7 +54,7 @@ class Qwen2VL(Architecture):
             "mrope_section": [pairs - height - width, height, width],
         }
         config = getattr(transformers, self.config_class)(
-            text_config={**text, "rope_parameters": rope},
+            text_config={**text, ROPE: rope},
             vision_config=self.vision(text["hidden_size"]),
             image_token_id=IMAGE,
             video_token_id=VIDEO,

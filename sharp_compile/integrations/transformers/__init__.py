@@ -29,6 +29,7 @@ def install() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):
             sequence.keep_whole(module)
+            masks.install_in(module)
             for value in list(vars(module).values()):
                 if inspect.isclass(value):
                     deepstack.make_traceable(value)
@@ -37,6 +38,7 @@ def install() -> None:
     def init_subclass(cls: type, **kwargs: Any) -> None:
         before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
         sequence.keep_whole(sys.modules[cls.__module__])
+        masks.install_in(sys.modules[cls.__module__])
         deepstack.make_traceable(cls)
 
     PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]

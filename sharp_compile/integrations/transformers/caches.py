@@ -7,6 +7,7 @@ each layer takes the last columns (`masks`).
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 from torch import Tensor
@@ -19,27 +20,26 @@ def install() -> None:
 
     # Not the methods of the cache that this asks: some models ask them in the middle of a call as well.
     preprocess, reset = masking_utils._preprocess_mask_arguments, Cache.reset
+    names = list(inspect.signature(preprocess).parameters)
+    named = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
+    # Before 5.14 queries were behind what the first layer holds, which is all that was seen.
+    is_offset_of_layer = hasattr(Cache, "get_query_offset")
 
-    def preprocess_for_all_seen(
-        config: Any,
-        inputs_embeds: Any,
-        attention_mask: Any,
-        past_key_values: Any,
-        position_ids: Any,
-        layer_idx: int | None,
-        encoder_hidden_states: Any = None,
-    ) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = preprocess(
-            config, inputs_embeds, attention_mask, past_key_values, position_ids, layer_idx, encoder_hidden_states
-        )
-        done, mask, packed, queries, keys, query_offset, key_offset = found
-        if done or layer_idx is None or not isinstance(past_key_values, Cache):
+    def preprocess_for_all_seen(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        found = preprocess(*args, **kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        cache, layer = given[named], given["layer_idx"]
+        if found[0] or layer is None or not isinstance(cache, Cache):
             return found
-        lost = _lost(past_key_values, layer_idx)
+        lost = _lost(cache, layer)
+        # Last are the number of keys, the offset of queries (from 5.5 on) and that of keys.
+        *rest, keys, query_offset, key_offset = found if len(found) == 7 else (*found[:-1], None, found[-1])
         # A static layer says how long it was made, whatever it is now.
-        if layer_idx >= len(past_key_values.layers) or not isinstance(past_key_values.layers[layer_idx], StaticLayer):
+        if layer >= len(cache.layers) or not isinstance(cache.layers[layer], StaticLayer):
             keys = keys + lost
-        return done, mask, packed, queries, keys, query_offset + lost, key_offset
+        if query_offset is None:
+            return (*rest, keys, key_offset)
+        return (*rest, keys, query_offset + lost if is_offset_of_layer else query_offset, key_offset)
 
     def reset_to_full_length(self: Any) -> None:
         static = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]

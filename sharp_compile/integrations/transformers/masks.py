@@ -11,11 +11,20 @@ padding, and every column but those of padding is the same (visible to all that 
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+# The method by which models get attention functions of any kind, and the name of their eager one where they have none.
+_LOOKUP, _EAGER = "get_interface", "eager_attention_forward"
+
+# What attentions call the cache of all layers.
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 
 
 def install() -> None:
@@ -25,14 +34,71 @@ def install() -> None:
     """
     from transformers.modeling_utils import AttentionInterface
 
-    original = AttentionInterface.get_interface
+    name = _LOOKUP if hasattr(AttentionInterface, _LOOKUP) else "__getitem__"
+    original = getattr(AttentionInterface, name)
 
-    def get_interface(
-        self: AttentionInterface, attn_implementation: str, default: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        return with_mask_cut_to_keys(original(self, attn_implementation, default))
+    def get(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return with_mask_cut_to_keys(original(self, *args, **kwargs))
 
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    setattr(AttentionInterface, name, get)
+
+
+def install_in(module: ModuleType) -> None:
+    """Does the same for what attends in a model's module past that table.
+
+    That is its eager function before transformers 5.1, and attentions that call no function: some of these cut a wide
+    mask by themselves, to its first columns.
+    """
+    from transformers.modeling_utils import AttentionInterface
+
+    eager = vars(module).get(_EAGER)
+    if eager is not None and not hasattr(AttentionInterface, _LOOKUP) and not hasattr(eager, "__wrapped__"):
+        setattr(module, _EAGER, functools.update_wrapper(with_mask_cut_to_keys(eager), eager))
+    for cls in list(vars(module).values()):
+        if inspect.isclass(cls) and cls.__module__ == module.__name__ and _attends_by_itself(cls):
+            _cut_before(cls)
+
+
+def _attends_by_itself(cls: type) -> bool:
+    """Whether the `forward` of a class adds to a cache and looks up no attention function, and is not changed yet."""
+    forward = vars(cls).get("forward")
+    code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
+    return code is not None and "update" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
+
+
+def _cut_before(cls: Any) -> None:
+    """Has the mask be cut in front of an attention, if it takes a mask and a cache."""
+    forward, names = cls.forward, list(inspect.signature(cls.forward).parameters)[1:]
+    caches = [name for name in names if name in _CACHES]
+    if not caches or "attention_mask" not in names or forward.__code__.co_name == "cutting":
+        return
+
+    @functools.wraps(forward)
+    def cutting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        mask = given.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+            keys = _keys_after(given.get(caches[0]), getattr(self, "layer_idx", None), mask.shape[-2])
+            if keys is not None and mask.shape[-1] > keys:
+                given["attention_mask"] = mask[..., -keys:]
+        return forward(self, **given)
+
+    cls.forward = cutting
+
+
+def _keys_after(cache: Any, layer_idx: int | None, queries: int) -> int | None:
+    """How many keys a layer of a cache will give to an attention of new queries, None where that is not known."""
+    from transformers.cache_utils import Cache, StaticLayer
+
+    if not isinstance(cache, Cache) or layer_idx is None or layer_idx >= len(cache.layers):
+        return None
+    layer: Any = cache.layers[layer_idx]
+    if getattr(layer, "keys", None) is None or layer.keys.numel() == 0:
+        return None
+    held: int = layer.keys.shape[-2]
+    if isinstance(layer, StaticLayer):
+        return None if layer.is_sliding else held
+    return held + queries
 
 
 def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ that definition for one length, chunk by chunk. Kept whole, one node stands for 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from types import ModuleType
 
@@ -27,7 +28,9 @@ _KERNELS = {
 
 def install() -> None:
     """Knows the operator of the experts of a mixture: each token goes through its own, in no order at all."""
-    import transformers.integrations.moe  # noqa: F401  (it registers the operator)
+    # Importing it registers the operator, in the versions that have one.
+    with contextlib.suppress(ModuleNotFoundError):
+        import transformers.integrations.moe  # noqa: F401
 
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         TOKEN_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
