@@ -76,9 +76,9 @@ def _cut_before(cls: Any) -> None:
     @functools.wraps(forward)
     def cutting(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
-        mask = given.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-            keys = _keys_after(given.get(caches[0]), getattr(self, "layer_idx", None), mask.shape[-2])
+        mask, hidden = given.get("attention_mask"), given.get(names[0])
+        if isinstance(mask, torch.Tensor) and mask.ndim == 4 and isinstance(hidden, torch.Tensor):
+            keys = _keys_after(given.get(caches[0]), getattr(self, "layer_idx", None), hidden.shape[-2])
             if keys is not None and mask.shape[-1] > keys:
                 given["attention_mask"] = mask[..., -keys:]
         return forward(self, **given)
@@ -90,7 +90,8 @@ def _keys_after(cache: Any, layer_idx: int | None, queries: int) -> int | None:
     """How many keys a layer of a cache will give to an attention of new queries, None where that is not known."""
     from transformers.cache_utils import Cache, StaticLayer
 
-    if not isinstance(cache, Cache) or layer_idx is None or layer_idx >= len(cache.layers):
+    # A cache of an encoder and a decoder holds two others, and no layers.
+    if not isinstance(cache, Cache) or layer_idx is None or layer_idx >= len(getattr(cache, "layers", ())):
         return None
     layer: Any = cache.layers[layer_idx]
     if getattr(layer, "keys", None) is None or layer.keys.numel() == 0:

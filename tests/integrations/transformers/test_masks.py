@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoConfig, DynamicCache, StaticCache
+from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from sharp_compile.integrations.transformers import install, masks
@@ -117,6 +117,14 @@ def test_an_attention_of_its_own_gets_the_last_columns(own, queries, expected, p
     assert seen.tolist() == [[[expected] * queries]]
 
 
+def test_a_mask_that_all_queries_share_is_as_wide_as_their_keys(own):
+    cache = DynamicCache()
+    for layer in range(2):
+        cache.update(torch.zeros(1, 1, 6, 4), torch.zeros(1, 1, 6, 4), layer)
+    mask = torch.arange(9).expand(1, 1, 1, 9)
+    assert own.Attention()(torch.zeros(1, 3, 4), cache, mask).tolist() == mask.tolist()
+
+
 def test_an_attention_of_its_own_on_a_static_cache(own):
     cache = StaticCache(AutoConfig.for_model("llama", num_hidden_layers=2), max_cache_len=5)
     cache.update(torch.zeros(1, 1, 5, 4), torch.zeros(1, 1, 5, 4), 0)
@@ -126,7 +134,10 @@ def test_an_attention_of_its_own_on_a_static_cache(own):
     assert keys == 3
 
 
-@pytest.mark.parametrize("cache", [None, DynamicCache(), ("keys", "values")])
+OF_BOTH = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+@pytest.mark.parametrize("cache", [None, DynamicCache(), OF_BOTH, ("keys", "values")])
 def test_an_attention_of_its_own_without_keys_is_left_alone(cache):
     assert masks._keys_after(cache, 1, 4) is None
 
