@@ -3,8 +3,11 @@
 import ast
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -95,6 +98,18 @@ def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monke
         exec(compile("\n" * line + code, page, "exec"), namespace)
 
 
+@needs_torchvision
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "py")], ids=name_of)
+def test_every_block_for_ranks_runs(page, checkpoint):
+    """Blocks of `py` are for `torchrun`."""
+    pytest.importorskip("accelerate", reason="transformers loads shards with it")
+    for number, (code, _) in enumerate(blocks(page, "py")):
+        (checkpoint / f"script{number}.py").write_text(code)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        done = subprocess.run([*launch, f"script{number}.py"], cwd=checkpoint, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+
 def commands(page):
     """Our own commands on a page, each with the number of its block's first line."""
     for code, line in blocks(page, "sh"):
@@ -113,6 +128,24 @@ def test_every_command_is_one(command, page, line):
         subcommand.make_context(name, arguments)
     except click.UsageError as error:
         pytest.fail(f"{page}:{line}: {error.format_message()}")
+
+
+def examples(page):
+    """The examples that a page runs, with the options that it gives them."""
+    for code, line in blocks(page, "sh"):
+        for command in re.findall(r"python (examples/\S+\.py)(.*)", code.replace("\\\n", " ")):
+            yield *command, f"{name_of(page)}:{line}"
+
+
+@pytest.mark.parametrize(("script", "arguments", "place"), [each for page in PAGES for each in examples(page)])
+def test_every_example_is_there_and_has_its_options(script, arguments, place, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert exit_.value.code == 0
+    known = capsys.readouterr().out
+    for option in re.findall(r"--[\w-]+", arguments):
+        assert option in known, f"{place}: {script} has no {option}"
 
 
 def test_inline_commands_are_known():
