@@ -19,6 +19,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
 from sharp_compile import backend, cli
+from tests.architectures import shared_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,15 +99,18 @@ def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monke
         exec(compile("\n" * line + code, page, "exec"), namespace)
 
 
-@needs_torchvision
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is not None, reason="a torchvision for CUDA may be beside a torch without"
+)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "py")], ids=name_of)
-def test_every_block_for_ranks_runs(page, checkpoint):
+def test_every_block_for_ranks_runs(page, tmp_path):
     """Blocks of `py` are for `torchrun`."""
     pytest.importorskip("accelerate", reason="transformers loads shards with it")
-    for number, (code, _) in enumerate(blocks(page, "py")):
-        (checkpoint / f"script{number}.py").write_text(code)
+    shared_model("llava_onevision", layers=2).save_pretrained(tmp_path / "my-model")
+    for code, _ in blocks(page, "py"):
+        (tmp_path / "script.py").write_text(code)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        done = subprocess.run([*launch, f"script{number}.py"], cwd=checkpoint, capture_output=True, text=True)
+        done = subprocess.run([*launch, "script.py"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
 
 
