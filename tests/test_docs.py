@@ -19,7 +19,6 @@ from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
 from sharp_compile import backend, cli
-from tests.architectures import shared_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,6 +105,8 @@ def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monke
 def test_every_block_for_ranks_runs(page, tmp_path):
     """Blocks of `py` are for `torchrun`."""
     pytest.importorskip("accelerate", reason="transformers loads shards with it")
+    from tests.architectures import shared_model  # transformers' models, which need that torchvision to be right
+
     shared_model("llava_onevision", layers=2).save_pretrained(tmp_path / "my-model")
     for code, _ in blocks(page, "py"):
         (tmp_path / "script.py").write_text(code)
