@@ -179,8 +179,8 @@ def bench(tmp_path_factory):
     write_task(folder, "on_pictures", visual="picture")
     write_task(folder, "on_nothing", visual="elsewhere")
     text = TASK.partition("generation_kwargs")[0].replace("generate_until", "multiple_choice") + "doc_to_choice: [a, b]"
-    text = text.format(folder=folder, name="multiple_choice", visual="video", target="full")
-    (folder / "tasks" / "multiple_choice.yaml").write_text(text)
+    text = text.format(folder=folder, name="pick_one", visual="video", target="full")
+    (folder / "tasks" / "pick_one.yaml").write_text(text)
     (folder / "tasks" / "group.yaml").write_text("group: both\ntask: [said_by_the_full, said_by_the_pruned]\n")
     return folder
 
@@ -265,7 +265,7 @@ def test_a_trained_model_is_graded_as_by_its_own_exam(tmp_path, options):
     [
         ("said_by_the_ful", "said_by_the_ful: .* the nearest known name is 'said_by_the_full'"),
         ("on_nothing", "on_nothing, question 0: .*/nowhere.mp4: there is no such file"),
-        ("multiple_choice", "multiple_choice: only tasks whose answers are generated are served"),
+        ("pick_one", "pick_one: only tasks whose answers are generated are served"),
     ],
 )
 def test_what_can_not_be_asked(bench, task, message):
