@@ -239,15 +239,9 @@ def test_several_stages(name):
     assert_same_generation(actual, expected, inputs)
 
 
-@pytest.mark.parametrize(
-    "name, dynamic",
-    [
-        pytest.param("llava_onevision", True, marks=pytest.mark.slow),
-        pytest.param("llava_onevision", False, marks=pytest.mark.slow),
-        pytest.param("qwen2_vl", True, marks=pytest.mark.slow),
-        pytest.param("qwen2_vl", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl"])
 def test_peers(name, dynamic, subtests):
     model, copy, _ = prepare(name)
     backend = ManyOptions(PEERS)

@@ -81,7 +81,7 @@ def compare_second_turn(model, fast, inputs):
 
 @pytest.mark.slow
 @every_kind
-@pytest.mark.parametrize("rows", [pytest.param("one row", marks=pytest.mark.slow), "left-padded"])
+@pytest.mark.parametrize("rows", ["one row", "left-padded"])
 def test_one_way_after_the_other(name, rows, subtests):
     model, fast = prepare(name)
     inputs = ARCHITECTURES[name].inputs(model, **ROWS[rows])

@@ -26,20 +26,21 @@ def install() -> None:
     is_offset_of_layer = hasattr(Cache, "get_query_offset")
 
     def preprocess_for_all_seen(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        found = preprocess(*args, **kwargs)
+        found: tuple[Any, ...] = preprocess(*args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
         cache, layer = given[named], given["layer_idx"]
         if found[0] or layer is None or not isinstance(cache, Cache):
             return found
         lost = _lost(cache, layer)
+        told = list(found)
         # Last are the number of keys, the offset of queries (from 5.5 on) and that of keys.
-        *rest, keys, query_offset, key_offset = found if len(found) == 7 else (*found[:-1], None, found[-1])
+        keys = -3 if len(told) == 7 else -2
         # A static layer says how long it was made, whatever it is now.
         if layer >= len(cache.layers) or not isinstance(cache.layers[layer], StaticLayer):
-            keys = keys + lost
-        if query_offset is None:
-            return (*rest, keys, key_offset)
-        return (*rest, keys, query_offset + lost if is_offset_of_layer else query_offset, key_offset)
+            told[keys] = told[keys] + lost
+        if is_offset_of_layer:
+            told[-2] = told[-2] + lost
+        return tuple(told)
 
     def reset_to_full_length(self: Any) -> None:
         static = [layer for layer in self.layers if isinstance(layer, StaticLayer) and layer.is_initialized]

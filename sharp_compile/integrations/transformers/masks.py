@@ -60,14 +60,14 @@ def install_in(module: ModuleType) -> None:
 
 
 def _attends_by_itself(cls: type) -> bool:
-    """Whether the `forward` of a class adds to a cache and looks up no attention function, and is not changed yet."""
+    """Whether the `forward` of a class adds to a cache and looks up no attention function."""
     forward = vars(cls).get("forward")
     code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
     return code is not None and "update" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
 
 
 def _cut_before(cls: Any) -> None:
-    """Has the mask be cut in front of an attention, if it takes a mask and a cache."""
+    """Has the mask be cut in front of an attention, if it takes a mask and a cache and is not changed yet."""
     forward, names = cls.forward, list(inspect.signature(cls.forward).parameters)[1:]
     caches = [name for name in names if name in _CACHES]
     if not caches or "attention_mask" not in names or forward.__code__.co_name == "cutting":
