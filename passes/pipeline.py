@@ -25,6 +25,7 @@ from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
 from .functional import make_functional
+from .held_positions import tell_kept_positions
 from .hoist import hoist
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
@@ -191,6 +192,8 @@ def prune(
         "text": text,
     }
     told = {name: node for name, node in told.items() if node is not None}
+    kept_at = [stage.original for stage in shrinker.stages]
+    tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_at)
     _return_also(module.graph, *told.values())
     write_back(emit, flex)
     module.graph.lint()

@@ -27,6 +27,7 @@ from . import report, said
 from .config import Config
 from .flops import count_flops
 from .integrations import transformers
+from .integrations.dynamo import TraceAgain
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
@@ -34,6 +35,7 @@ from .passes.emit import Emitter
 from .passes.errors import CannotPrune
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
+from .passes.held_positions import tell_all_positions
 from .passes.injection import Injection, find_injections, injects_into_input
 from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune
@@ -44,11 +46,6 @@ Compiled = Callable[..., Any]
 
 log = logging.getLogger("sharp_compile")
 links = Links()
-
-# The attention functions have to be in place before Dynamo traces through them. It looks this module up when
-# `torch.compile` is called, with the model there and so transformers loaded.
-transformers.install()
-
 
 def sharp(
     module: GraphModule,
@@ -75,7 +72,10 @@ def sharp(
     try:
         if mode is not None:
             raise ValueError(f'mode={mode!r} is no option of backend="sharp": give options={{"inductor": {{...}}}}')
-        return _compile(module, inputs, Config.parse(options))
+        config = Config.parse(options)
+        if transformers.prepare_graph(module.graph):
+            raise TraceAgain("transformers was prepared for being pruned")
+        return _compile(module, inputs, config)
     except (ValueError, CannotPrune) as error:
         raise _for_dynamo(error) from error
 
@@ -351,6 +351,7 @@ def _telling(
 
 def _inner(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hands a graph over to the backend that compiles it."""
+    tell_all_positions(module)
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:
         return backend(module, inputs, config_patches=dict(config.inductor))
