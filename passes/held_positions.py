@@ -3,7 +3,7 @@
 While a model is traced for this backend, an empty layer of a cache that is given keys asks for the positions of these
 keys (`integrations.transformers.positions`)::
 
-    positions = torch.ops.sharp_compile.held_positions(key)
+    positions = torch.ops.sharp_compile.held_positions(key, value, moves)
 
 A graph that is pruned answers with the positions that are kept in that layer. In every other graph, and in the layers
 in front of the cut, the answer is the operator's own: an empty tensor ``[0, 0]``, which stands for all positions.
@@ -20,16 +20,17 @@ from torch.fx import Graph, GraphModule, Node
 from .nodes import example
 
 _library = torch.library.Library("sharp_compile", "FRAGMENT")
-_library.define("held_positions(Tensor key) -> Tensor")
+# A layer that moves on, such as one with a sliding window, loses its oldest position for each new one once it is full.
+_library.define("held_positions(Tensor key, Tensor value, bool moves) -> Tensor")
 
 
 @torch.library.impl(_library, "held_positions", "CompositeExplicitAutograd")
-def _all_positions(key: Tensor) -> Tensor:
+def _all_positions(key: Tensor, value: Tensor, moves: bool) -> Tensor:
     return torch.empty((0, 0), dtype=torch.int64, device=key.device)
 
 
 @torch.library.register_fake("sharp_compile::held_positions", lib=_library)
-def _fake_positions(key: Tensor) -> Tensor:
+def _fake_positions(key: Tensor, value: Tensor, moves: bool) -> Tensor:
     return key.new_empty((0, 0), dtype=torch.int64)
 
 

@@ -37,8 +37,9 @@ from .segment_mask import check_maskable, emit_segment_mask, first_masked
 from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
 from .shrink import Shrinker
 from .sizes import expression
-from .static_cache import follow_length, scored_attention
+from .static_cache import follow_length, moving_buffers, restore_length, scored_attention
 from .stream import check_carries_all
+from .whole_slices import write_whole_slices
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def prune(
         return None
     emit = Emitter(module, trace)
     make_functional(module.graph, injection.embeddings)
+    write_whole_slices(module.graph)
     buffers = follow_length(emit, injection.embeddings)
     flex = read_as_fused(emit, injection.embeddings)
     decoder = find_decoder(module.graph, injection.embeddings)
@@ -156,7 +158,8 @@ def prune(
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, place.cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            if isinstance(length := example(pruned), int) and length < least:
+            # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
+            if least > 1 and (length := example(pruned)) is not None and bool(length < least):
                 raise CannotPrune(
                     f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state "
                     "(a sliding window in a static cache, a convolution); use a dynamic cache or a higher retention"
@@ -192,6 +195,12 @@ def prune(
         "text": text,
     }
     told = {name: node for name, node in told.items() if node is not None}
+    for buffer in moving_buffers(module.graph, buffers):
+        if stage_of_buffer := plans[buffer].stage if buffer in plans else 0:
+            short = shrinker.stages[stage_of_buffer - 1].length
+            with emit.before(module.graph.output_node()):
+                dropped = emit.arithmetic(operator.sub, sequence, short)
+            restore_length(emit, buffer, dropped)
     kept_at = [stage.original for stage in shrinker.stages]
     tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_at)
     _return_also(module.graph, *told.values())

@@ -120,7 +120,7 @@ def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
             if is_new:
                 result = update(self, key_states, value_states, layer_idx, *args, **kwargs)
                 layer = self.layers[layer_idx]
-                setattr(layer, _KEPT, HELD_POSITIONS(key_states))
+                setattr(layer, _KEPT, HELD_POSITIONS(key_states, value_states, getattr(layer, "is_sliding", False)))
                 setattr(layer, _SEEN, key_states.shape[-2])
                 setattr(self, _TRACKED, True)
                 return result
