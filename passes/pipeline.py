@@ -34,7 +34,7 @@ from .queries import query_module
 from .ranks import find_ranks
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
-from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
+from .select import Tokens, emit_selection, merges, padding_mask, token_kinds, visual_mask
 from .shrink import Shrinker
 from .sizes import expression
 from .static_cache import follow_length, moving_buffers, restore_length, scored_attention
@@ -150,7 +150,7 @@ def prune(
         sequence = emit.size(injection.embeddings, 1)
         visual = _visual_tokens(emit, injection)
         masks = [mask for mask in [masked.mask] if mask is not None]
-        tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
+        tokens = Tokens(*emit(token_kinds(is_padding), is_visual, frame, *masks, results=5))
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
     least = least_tokens(plans)
     scores = None
@@ -169,7 +169,7 @@ def prune(
             hidden = shrinker.read(place.hidden, stage)
             chosen_here = emit_selection(
                 emit,
-                place.cut.layer,
+                place.cut,
                 attention,
                 hidden,
                 rotation,
