@@ -25,7 +25,6 @@ from torch.fx import GraphModule, Node
 
 from . import report, said
 from .config import Config
-from .flops import count_flops
 from .integrations import transformers
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
@@ -39,8 +38,7 @@ from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
-
-Compiled = Callable[..., Any]
+from .runtime import Compiled, PrunedGraph
 
 log = logging.getLogger("sharp_compile")
 links = Links()
@@ -121,7 +119,7 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
-    return _telling(_inner(copy, inputs, config), made, pruned.told, (module, copy))
+    return PrunedGraph(_inner(copy, inputs, config), made, pruned.told, (module, copy))
 
 
 def _compile_publishing(
@@ -276,7 +274,7 @@ class LinkedGraph:
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         _describe(self.report, pruned, began)
         _log_graphs(self.report, self.module, copy)
-        return _telling(self._compile(copy), self.report, pruned.told, (self.module, copy))
+        return PrunedGraph(self._compile(copy), self.report, pruned.told, (self.module, copy))
 
     def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
@@ -318,35 +316,6 @@ def _describe(made: GraphReport, pruned: Pruned, began: float) -> None:
 
 def _in_a_frame(frame: Tensor) -> Tensor:
     return (frame >= 0).unsqueeze(-1)
-
-
-def _telling(
-    compiled: Compiled, made: GraphReport, told: tuple[str, ...], graphs: tuple[GraphModule, GraphModule]
-) -> Compiled:
-    """A pruned graph as Dynamo expects it: what it returns on top, by the names `told`, goes to the report.
-
-    `graphs` are the ones before and after pruning, for those who want to know what they take.
-    """
-
-    def run(*args: Any) -> Sequence[Any]:
-        results = compiled(*args)
-        extra = dict(zip(told, results[-len(told) :], strict=True))
-        text, kept = extra.pop("text"), extra["kept"]
-        # Meta tensors have shapes and no data to check.
-        most = 0 if text.is_meta else int(text.max())
-        if most > kept.shape[1]:
-            row = int(text.argmax())
-            raise ValueError(
-                f"row {row} of the batch has {most} text tokens, but only {kept.shape[1]} positions are kept: its "
-                "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
-                "rows of little or no video; run those apart, or with a higher retention"
-            )
-        report.keep(made, **{name: tensor.clone() for name, tensor in extra.items()})
-        if report.flops_wanted():
-            made.flops = count_flops(graphs[0], args), count_flops(graphs[1], args)
-        return tuple(results[: -len(told)])
-
-    return run
 
 
 def _inner(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
