@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
 from torch.fx.node import map_aggregate
@@ -53,6 +55,16 @@ def fake_mode(values: Any) -> FakeTensorMode:
     `detect_fake_mode` would give.
     """
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
+
+
+@contextmanager
+def on_fakes(values: Any) -> Iterator[FakeTensorMode]:
+    """Runs operators on the example tensors among `values`, without gradients, and yields their mode.
+
+    Operators of C++ take no symbolic sizes: the Python dispatcher replaces those that need concrete ones.
+    """
+    with fake_mode(values) as mode, enable_python_dispatcher(), torch.no_grad():
+        yield mode
 
 
 def stand_in(value: Any, mode: FakeTensorMode) -> Any:
