@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
@@ -121,6 +121,19 @@ def writes_into_first(node: Node) -> bool:
         return example_tensor(node.args[0]) is not None
     in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
     return in_place or node.target is operator.setitem
+
+
+def writes_into_inputs(graph: Graph) -> bool:
+    """Whether running a graph changes tensors that it is given."""
+    inputs = [example_tensor(node) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    storages = {storage(value) for value in inputs if value is not None}
+    targets = [example_tensor(node.args[0]) for node in graph.nodes if node.args and writes_into_first(node)]
+    return any(value is not None and not is_vmapped(value) and storage(value) in storages for value in targets)
+
+
+def storage(value: Tensor) -> int:
+    """The number of the memory that a tensor shares with its views."""
+    return value.untyped_storage()._cdata
 
 
 def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

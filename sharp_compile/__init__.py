@@ -62,8 +62,9 @@ def compile(model: Model, **options: object) -> Model:
     Config.parse(options)
     # Loaded now: it looks for the libraries that are. By its name, torch would register it, which only one thread can.
     from .backend import sharp
+    from .recompilation import isolated
 
-    model.compile(backend=sharp, options=options)
+    model.compile(backend=sharp, options=options, **isolated())
     compile_own_generate(model, options)
     tell_visual_tokens(model)
     return model
