@@ -29,7 +29,7 @@ from torch._dynamo.exc import (
 )
 from torch.fx import GraphModule, Node
 
-from . import recompilation, report, said
+from . import dynamo_messages, recompilation, report, said
 from .config import Config
 from .integrations import transformers
 from .integrations.transformers import prompt
@@ -44,7 +44,7 @@ from .passes.nodes import arguments, example, is_hidden_states, writes_into_inpu
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
-from .runtime import Compiled, CompiledPerSetting, PrunedGraph
+from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 
 log = logging.getLogger("sharp_compile")
 links = Links()
@@ -111,7 +111,16 @@ def setting_of(backend: Any) -> Config | None:
     return Config.parse(options)
 
 
-recompilation.install(setting_of)
+def _active_setting() -> Config | None:
+    """The options of the compilation that this thread is in; None where it is not for this backend."""
+    try:
+        return setting_of(active_backend())
+    except ValueError:  # a bad option, of which `sharp` tells
+        return None
+
+
+recompilation.watch_limit(_active_setting)
+dynamo_messages.filter_messages(lambda: _active_setting() is not None)
 
 
 def _compile_for(module: GraphModule, backend: Any, config: Config | None, inputs: Sequence[Any]) -> Compiled:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch._dynamo import config as dynamo
 from torch._dynamo import convert_frame
-from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.exc import ShortenTraceback
 
 from .config import Config
@@ -42,33 +41,25 @@ def isolated() -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in known}
 
 
-def install(setting_of: Callable[[Any], Config | None]) -> None:
-    """Watches the limit for backends of which `setting_of` gives the options; it gives None for those of others."""
+def watch_limit(active_setting: Callable[[], Config | None]) -> None:
+    """Watches the limit from now on, where `active_setting` gives options of this backend: None for another one."""
     original = getattr(convert_frame, "exceeds_recompile_limit", None)
     if original is None:
         return
 
     @functools.wraps(original)
     def exceeds_recompile_limit(*args: Any, **kwargs: Any) -> tuple[bool, str]:
-        compiling = sys._getframe(1).f_locals
-        setting = _setting(compiling.get("compiler_fn"), setting_of)
+        setting = active_setting()
         if setting is None:
             return original(*args, **kwargs)
         limit = LIMIT if dynamo.recompile_limit == DEFAULT else dynamo.recompile_limit
         with dynamo.patch(recompile_limit=limit):
             exceeded, name = original(*args, **kwargs)
             if exceeded:
-                _tell(compiling.get("code"), name, getattr(dynamo, name), setting.on_skip)
+                _tell(sys._getframe(1).f_locals.get("code"), name, getattr(dynamo, name), setting.on_skip)
         return exceeded, name
 
     convert_frame.exceeds_recompile_limit = exceeds_recompile_limit
-
-
-def _setting(backend: Any, setting_of: Callable[[Any], Config | None]) -> Config | None:
-    try:
-        return None if backend is None else setting_of(innermost_backend(backend))
-    except ValueError:  # a bad option, of which the backend will tell
-        return None
 
 
 def _tell(code: CodeType | None, name: str, limit: int, on_skip: str) -> None:
