@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from .nodes import example
+from .nodes import copy_of, example
 
 _library = torch.library.Library("sharp_compile", "FRAGMENT")
 # A layer that moves on, such as one with a sliding window, loses its oldest position for each new one once it is full.
@@ -56,11 +56,16 @@ def tell_kept_positions(graph: Graph, stages: Mapping[Node, int], kept: Sequence
             graph.erase_node(node)
 
 
-def tell_all_positions(module: GraphModule) -> None:
-    """Answer all questions that are left with one empty tensor, which compilers know better than the operator."""
+def tell_all_positions(module: GraphModule) -> GraphModule:
+    """Answer all questions that are left with one empty tensor, which compilers know better than the operator.
+
+    Returns:
+        A copy, or the same module if nothing asks.
+    """
+    if not asks_for_positions(module.graph):
+        return module
+    module = copy_of(module)
     asking = asks_for_positions(module.graph)
-    if not asking:
-        return
     with module.graph.inserting_before(asking[0]):
         value = example(asking[0])
         empty = module.graph.call_function(torch.empty, ((0, 0),), {"dtype": value.dtype, "device": value.device})
@@ -69,3 +74,4 @@ def tell_all_positions(module: GraphModule) -> None:
         node.replace_all_uses_with(empty)
         module.graph.erase_node(node)
     module.recompile()
+    return module

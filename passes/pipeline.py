@@ -8,7 +8,6 @@ all of this happens in a copy.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,8 @@ from .queries import query_module
 from .ranks import find_ranks
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
-from .select import Tokens, emit_selection, merges, padding_mask, token_kinds, visual_mask
+from .select import Tokens, emit_selection, padding_mask, token_kinds, tried, visual_mask
+from .selector_functions import name_of
 from .shrink import Shrinker
 from .sizes import expression
 from .static_cache import follow_length, moving_buffers, restore_length, scored_attention
@@ -58,15 +58,6 @@ class Pruned:
     lengths: dict[str, int | Node]
     hoisted: bool
     told: tuple[str, ...]
-
-
-def copy_of(module: GraphModule) -> GraphModule:
-    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    copy = GraphModule(module, graph)
-    copy.meta = dict(module.meta)
-    return copy
 
 
 def prune(
@@ -115,17 +106,17 @@ def prune(
         ranks is not None and ranks.share_heads(place.cut.layer, place.hidden, attention, rotation)
         for place, attention, rotation in zip(places, scored, rotations, strict=True)
     ]
-    merging = merges(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
-    if merging:
+    chosen = tried(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
+    if chosen.merges:
         for place in places:
-            check_carries_all(decoder, place, _name_of(config.selector))
+            check_carries_all(decoder, place, f"selector={name_of(config.selector)!r}")
     steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
     cuts = [place.after for place in places]
     hoisted, queries = None, None
     layer = decoder.layers[places[0].cut.layer]
-    if config.hoist and layer is not None and not (merging or steered):
+    if config.hoist and layer is not None and not (chosen.merges or steered):
         hoisted = hoist(places[0], layer, scored_attention(layer, buffers).key)
     if hoisted is not None:
         try:
@@ -176,7 +167,6 @@ def prune(
                 tokens,
                 chosen,
                 pruned,
-                merging,
                 queries if stage == 0 else None,
                 ranks,
                 share_heads[stage],
@@ -215,12 +205,6 @@ def prune(
     }
     cuts_done = tuple(place.cut for place in places)
     return Pruned(cuts_done, len(decoder.layers), remark, lengths, hoisted is not None, tuple(told))
-
-
-def _name_of(selector: str | Callable[..., Any]) -> str:
-    """A selector as reasons name it."""
-    name = selector if isinstance(selector, str) else getattr(selector, "__name__", type(selector).__name__)
-    return f"selector={name!r}"
 
 
 def _check_scored(attention: Attention, layer: int) -> None:

@@ -63,9 +63,10 @@ def compile(model: Model, **options: object) -> Model:
     # By its name, torch would register it, which only one thread can.
     from .backend import sharp
     from .integrations import transformers
+    from .recompilation import isolated
 
     transformers.prepare_model(model)
-    model.compile(backend=sharp, options=options)
+    model.compile(backend=sharp, options=options, **isolated())
     compile_own_generate(model, options)
     tell_visual_tokens(model)
     return model

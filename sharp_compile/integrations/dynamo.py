@@ -17,11 +17,13 @@ def traces_for_sharp() -> bool:
     from torch._dynamo.eval_frame import innermost_backend
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    from ..backend import sharp
+    from ..backend import setting_of
 
     backend: Any = InstructionTranslator.current_tx().output.compiler_fn
-    backend = innermost_backend(backend)
-    return getattr(backend, "compiler_fn", backend) is sharp
+    try:
+        return setting_of(innermost_backend(backend)) is not None
+    except ValueError:  # a bad option, which is told of when the graph is compiled
+        return True
 
 
 class TraceAgain(torch._dynamo.exc.UnspecializeRestartAnalysis, torch._dynamo.exc.ShortenTraceback):

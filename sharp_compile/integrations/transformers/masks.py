@@ -108,7 +108,7 @@ def _take_columns(mask: Tensor | None, columns: Tensor, queries: int) -> Tensor:
 
 
 def _block_columns(mask: BlockMask, columns: Tensor) -> BlockMask:
-    rows, heads, queries, width = mask.shape
+    _, heads, queries, width = mask.shape
     is_there = (columns >= 0) & (columns < width)
     places = columns.clamp(min=0).clamp(max=width - 1)
 
