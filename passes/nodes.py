@@ -84,6 +84,22 @@ def is_vmapped(value: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(value))
 
 
+def storage_of(value: Tensor) -> int:
+    """The memory that a tensor is in, which it may share with others."""
+    return value.untyped_storage()._cdata
+
+
+def ancestors(*nodes: Node) -> list[Node]:
+    """The nodes that `nodes` are computed from, themselves too, in the order of the graph."""
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        for parent in waiting.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return [node for node in nodes[0].graph.nodes if node in found] if nodes else []
+
+
 def leaves_of(node: Node) -> list[Any]:
     """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
     leaves: list[Any] = []

@@ -24,9 +24,9 @@ from .emit import Emitter
 from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
-from .functional import make_functional
+from .functional import make_functional, make_injections_functional
 from .hoist import hoist
-from .injection import Injection
+from .injection import Injection, emit_masks
 from .nodes import arguments, example, example_tensor
 from .probe import least_tokens, probe
 from .queries import query_module
@@ -64,6 +64,13 @@ def copy_of(module: GraphModule) -> GraphModule:
     graph.output(graph.graph_copy(module.graph, {}))
     copy = GraphModule(module, graph)
     copy.meta = dict(module.meta)
+    return copy
+
+
+def with_injections(module: GraphModule) -> GraphModule:
+    """A copy to rewrite, in which writes of features among embeddings are nodes of their own."""
+    copy = copy_of(module)
+    make_injections_functional(copy.graph)
     return copy
 
 
@@ -137,6 +144,7 @@ def prune(
     # From here on the graph is rewritten.
     shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
+        injection = emit_masks(emit, injection)
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)

@@ -34,9 +34,9 @@ from .passes.emit import Emitter
 from .passes.errors import CannotPrune
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
-from .passes.injection import Injection, find_injections, injects_into_input
+from .passes.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
 from .passes.nodes import arguments, example, is_hidden_states
-from .passes.pipeline import Pruned, copy_of, injected_elements, prune
+from .passes.pipeline import Pruned, copy_of, injected_elements, prune, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
 
@@ -82,25 +82,31 @@ def sharp(
 
 def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     linked = links.find(inputs)
-    injects = bool(find_injections(module.graph))
-    if injects and not injects_into_input(module.graph):
+    graph = with_injections(module).graph
+    injects = bool(find_injections(graph))
+    if injects and not injects_into_input(graph):
         return _compile_injecting(module, inputs, config)
     made = GraphReport(False, "no visual tokens are injected in this graph")
     if not injects:
+        unknown = find_unknown(graph)
         linked = linked or said.find(inputs)
         report.add(made)
+        if linked is None and unknown is not None:
+            made.reason = unknown
+            _skip(made, config)
+            return _inner(module, inputs, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
-    graph = LinkedGraph(module, config, made, injects)
-    if linked is None or graph.prepare(*linked) is None:
-        graph.compile_unlinked(inputs)
-    return graph
+    linking = LinkedGraph(module, config, made, injects)
+    if linked is None or linking.prepare(*linked) is None:
+        linking.compile_unlinked(inputs)
+    return linking
 
 
 def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
     began = time.perf_counter()
-    copy = copy_of(module)
+    copy = with_injections(module)
     injections = find_injections(copy.graph)
     try:
         attempts = (prune(copy, injection, config, _ended(module)) for injection in injections)
@@ -142,6 +148,7 @@ def _compile_publishing(
         )
     place = outputs.index(injection.embeddings)
     with emit.before(output):
+        injection = emit_masks(emit, injection)
         frames = find_frames(injection, None, config.tokens_per_frame, emit)
         is_visual = emit(visual_mask, *injection.masks)
         told = [emit_frames(emit, frames, injection, is_visual), injected_elements(emit, injection)]
@@ -253,7 +260,7 @@ class LinkedGraph:
 
     def _prune(self, place: int) -> Compiled | None:
         began = time.perf_counter()
-        copy = copy_of(self.module)
+        copy = with_injections(self.module)
         placeholders = copy.graph.find_nodes(op="placeholder")
         with copy.graph.inserting_after(placeholders[-1]):
             elements = copy.graph.placeholder("injected_elements")
