@@ -22,6 +22,7 @@ from typing import Any
 
 import sympy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -29,7 +30,7 @@ from .attention import find_attention
 from .emit import Emitter
 from .errors import CannotPrune
 from .nodes import ancestors, arguments, example, example_tensor, is_hidden_states, where, writes_into_first
-from .origins import Origins, entering
+from .origins import Origins, projected_from
 from .sizes import expression
 
 _MASKED_SCATTER = {torch.masked_scatter, "masked_scatter", torch.ops.aten.masked_scatter.default}
@@ -128,12 +129,11 @@ def find_unknown(graph: Graph) -> str | None:
     if not attentions:
         return None
     origins, mixed = Origins(graph), []
-    for attention in attentions:
-        states = entering(attention)
-        for node in states:
-            sizes = [expression(size) for size in example(node).shape[:2]]
-            if sizes[1] != 1 and origins.lookups[node] and any(_sizes(each) != sizes for each in origins.data[node]):
-                mixed.append(node)
+    for node in (node for attention in attentions for node in projected_from(attention)):
+        sizes = _sizes(node)
+        if len(sizes) == 3 and sizes[1] != 1 and origins.lookups[node]:
+            # A number for each token is no feature of it: a mask, a weight.
+            mixed += [node for each in origins.data[node] if _sizes(each) != sizes[:2]][:1]
     # One layer alone may be anything.
     if len(mixed) < 2:
         return None
@@ -144,6 +144,8 @@ def find_unknown(graph: Graph) -> str | None:
         if (node in before or (writes_into_first(node) and origins.written.intersection(before, node.all_input_nodes)))
         and (origins.lookups[node] and origins.data[node] and node not in origins.written)
     )
+    if mixing.target in _ADD and any(_root(parent).target is F.embedding for parent in mixing.all_input_nodes):
+        return None  # something is added to every token, such as its position
     return (
         f"data are put among the text embeddings by {where(mixing)}, which is no known form of injecting visual "
         "features; use embeddings.masked_scatter(mask, features), or call the model inside "
@@ -190,7 +192,7 @@ def _origins(graph: Graph, injected: set[Node]) -> Origins:
 def _put_otherwise(node: Node, origins: Origins, injected: set[Node]) -> _Put | None:
     if node.target in _CAT:
         return _put_by_cat(node, origins)
-    found = None
+    found: tuple[Node, Node | Placed, Node] | None = None
     if node.target in _INDEX_PUT:
         found = _index_put_arguments(node)
     elif _is_slice_scatter(node):
@@ -308,7 +310,7 @@ def _taken(node: Node) -> tuple[Node, Node] | None:
         value, index = node.args[0], node.args[-1]
         if node.target is not operator.getitem and node.args[1] != 0:
             return None
-    elif node.target in {torch.nn.functional.embedding}:
+    elif node.target in {F.embedding}:
         index, value = arguments(node)[:2]
     if not isinstance(value, Node) or not isinstance(index, Node):
         return None
@@ -428,11 +430,11 @@ def _has_channels(features: Node, embeddings: Node) -> bool:
 def _as_mask(emit: Emitter, mask: Node | Placed, embeddings: Node) -> Node:
     if isinstance(mask, Placed):
         start, stop = _bounds(emit, mask)
-        return emit(_between, embeddings, start, stop)  # type: ignore[no-any-return]
+        return emit(_between, embeddings, start, stop)
     value = example_tensor(mask)
     if value is None or value.ndim == 3:
         return mask
-    return emit(_unsqueezed, mask)  # type: ignore[no-any-return]
+    return emit(_unsqueezed, mask)
 
 
 def _bounds(emit: Emitter, placed: Placed) -> tuple[int | Node, int | Node]:

@@ -1,11 +1,15 @@
 """Tells what the nodes of a graph are computed from: token embeddings, data from outside, or weights alone.
 
 Visual features are data from outside: they descend from pixels, or come in as features. Text embeddings are looked up
-by token ids. Learned prompts and position tables are weights: parameters, buffers and constants of a module. Lengths,
-ids and single numbers are no data. An attention hands its values on: its masks, positions and caches are none of them.
+by token ids ``[B, S]`` that come in. Learned prompts and position tables are weights: parameters, buffers and constants
+of a module. Lengths, ids and single numbers are no data. An attention hands its values on, and no masks, positions or
+caches. Text that attends to data, as in cross-attention, is text still.
 """
 
 from __future__ import annotations
+
+import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +19,16 @@ from torch.utils._pytree import tree_leaves
 
 from .attention import Attention, find_attention
 from .nodes import arguments, example, example_tensor, is_vmapped, storage_of, writes_into_first
-from .sizes import expression
 
-_LOOKUPS = {F.embedding, torch.embedding, torch.ops.aten.embedding.default}
+_LOOKUPS = {F.embedding}
+
+# What may be done to ids before they are looked up, element by element.
+_OF_IDS = {
+    *(torch.where, torch.clamp, torch.masked_fill, torch.add, torch.sub, torch.mul, torch.remainder),
+    *(operator.add, operator.sub, operator.mul, operator.mod),
+    *("where", "clamp", "clamp_min", "clamp_max", "masked_fill", "masked_fill_", "to", "long", "int", "contiguous"),
+    *("view", "reshape", "clone", "detach", "add", "sub", "mul"),
+}
 
 
 class Origins:
@@ -58,7 +69,7 @@ class Origins:
         self.lookups[node], self.data[node] = self.lookups[into], self.data[into]
 
     def _add(self, node: Node) -> None:
-        if node.target in _LOOKUPS:
+        if node.target in _LOOKUPS and _is_of_ids(arguments(node)[0]):
             self.lookups[node], self.data[node] = frozenset([node]), frozenset()
             return
         if node.op == "placeholder":
@@ -69,7 +80,13 @@ class Origins:
             parents = []
         if node in self.attentions:
             self.attended.add(node)
-            parents = entering(self.attentions[node]) or parents
+            attention = self.attentions[node]
+            asking, parents = _entering(attention.query), projected_from(attention) or parents
+            if not any(self.lookups[parent] for parent in parents):
+                text = frozenset().union(*(self.lookups[parent] for parent in asking))
+                if text:
+                    self.lookups[node], self.data[node] = text, frozenset()
+                    return
         self.lookups[node] = frozenset().union(*(self.lookups[parent] for parent in parents))
         self.data[node] = frozenset().union(*(self.data[parent] for parent in parents))
         if not self.attended.isdisjoint(parents):
@@ -89,28 +106,54 @@ class Origins:
                 self.written.add(written)
 
 
-def entering(attention: Attention) -> list[Node]:
-    """The hidden states ``[B, S, C]`` from which an attention's values are projected; none where that isn't seen.
+def _entering(heads: Any) -> list[Node]:
+    """The nodes from which queries, keys or values ``[B, H, S, D]`` are projected.
 
-    What comes in beside them, as from a cache, is left out.
+    Inputs of four axes, as of a cache, are left out.
     """
-    query, given = example_tensor(attention.query), arguments(attention.output)
-    # The third argument of a fused attention, the second of a product.
-    value = given[2] if len(given) > 2 else given[-1]
-    if query is None or query.ndim != 4 or not isinstance(value, Node):
-        return []
-    sizes = [expression(query.shape[0]), expression(query.shape[2])]
-    found, seen, waiting = [], {value}, [value]
+    found, seen, waiting = [], {heads}, [heads] if isinstance(heads, Node) else []
     while waiting:
         node = waiting.pop()
-        tensor = example_tensor(node)
-        if tensor is not None and tensor.ndim == 3 and [expression(size) for size in tensor.shape[:2]] == sizes:
+        value = example_tensor(node)
+        if value is not None and value.ndim < 4:
             found.append(node)
             continue
-        new = [parent for parent in node.all_input_nodes if parent not in seen]
+        new = [parent for parent in node.all_input_nodes if parent not in seen and _holds_tensor(parent)]
         seen.update(new)
         waiting += new
     return found
+
+
+def _values(attention: Attention) -> Any:
+    """The values of an attention: the third argument of a fused one, the second of a product."""
+    given = arguments(attention.output)
+    return given[2] if len(given) > 2 else given[-1]
+
+
+def projected_from(attention: Attention) -> list[Node]:
+    """The hidden states from which the values of an attention are projected."""
+    return _entering(_values(attention))
+
+
+def _is_of_ids(index: Any) -> bool:
+    """Whether what is looked up are ids ``[B, S]`` that come in, and no positions that are computed."""
+    waiting, seen = [index], set()
+    while waiting:
+        node = waiting.pop()
+        value = example_tensor(node)
+        if value is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" and value.ndim == 2 and value.dtype in (torch.int64, torch.int32):
+            return not _is_static(node)
+        if node.target in _OF_IDS:
+            waiting += node.all_input_nodes
+    return False
+
+
+def _is_static(node: Node) -> bool:
+    """Whether an input of a graph is a tensor that a module holds: Dynamo marks these."""
+    return "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
 
 
 def is_data(node: Node) -> bool:
@@ -118,8 +161,7 @@ def is_data(node: Node) -> bool:
     value = example_tensor(node)
     if value is None or isinstance(value, torch.nn.Parameter) or not value.is_floating_point() or value.ndim < 2:
         return False
-    # Dynamo marks parameters, buffers and other tensors that a module holds.
-    return "_dynamo_static_input_type" not in (node.meta.get("tensor_dict") or {})
+    return not _is_static(node)
 
 
 def _holds_tensor(node: Node) -> bool:
