@@ -21,13 +21,14 @@ import torch
 from torch import SymInt, Tensor
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import ShortenTraceback
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from . import report, said
 from .config import Config
 from .flops import count_flops
 from .integrations import transformers
 from .integrations.transformers import prompt
+from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
@@ -35,6 +36,7 @@ from .passes.errors import CannotPrune
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
 from .passes.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
+from .passes.modality import KIND, modality_of, only
 from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune, with_injections
 from .passes.select import visual_mask
@@ -82,10 +84,12 @@ def sharp(
 
 def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     linked = links.find(inputs)
-    graph = with_injections(module).graph
+    shown = with_injections(module)
+    graph = shown.graph
     injects = bool(find_injections(graph))
+    _label(graph)
     if injects and not injects_into_input(graph):
-        return _compile_injecting(module, inputs, config)
+        return _compile_injecting(module, inputs, config, shown)
     made = GraphReport(False, "no visual tokens are injected in this graph")
     if not injects:
         unknown = find_unknown(graph)
@@ -97,18 +101,27 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
             return _inner(module, inputs, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
-    linking = LinkedGraph(module, config, made, injects)
+    linking = LinkedGraph(module, shown, config, made, injects)
     if linked is None or linking.prepare(*linked) is None:
         linking.compile_unlinked(inputs)
     return linking
 
 
-def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+def _compile_injecting(
+    module: GraphModule, inputs: Sequence[Any], config: Config, shown: GraphModule | None = None
+) -> Compiled:
     """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
     began = time.perf_counter()
-    copy = with_injections(module)
-    injections = find_injections(copy.graph)
+    if shown is None:
+        shown = with_injections(module)
+        _label(shown.graph)
+    copy = copy_of(shown)
     try:
+        injections = _chosen(copy.graph, config)
+        if not injections:
+            kept = f"features are injected in this graph that modality={config.modality!r} keeps as text is"
+            report.add(GraphReport(False, kept))
+            return _inner(module, inputs, config)
         attempts = (prune(copy, injection, config, _ended(module)) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
         if pruned is None:
@@ -128,6 +141,22 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
     return _telling(_inner(copy, inputs, config), made, pruned.told, (module, copy))
+
+
+def _chosen(graph: Graph, config: Config, earlier: Injection | None = None) -> list[Injection]:
+    """The injections of a graph, of the features that are to be pruned."""
+    found = (only(injection, config.modality) for injection in find_injections(graph, earlier))
+    return [injection for injection in found if injection is not None]
+
+
+def _label(graph: Graph) -> None:
+    """Notes the modality of the features that a graph injects, while the model's call is under way."""
+    for injection in find_injections(graph):
+        for mask, features in zip(injection.masks, injection.features, strict=True):
+            kind = kind_of_mask(mask) if isinstance(mask, Node) else None
+            if kind not in ("visual", "audio"):
+                kind = modality_of(features) or kind
+            features.meta[KIND] = kind
 
 
 def _compile_publishing(
@@ -190,8 +219,10 @@ class LinkedGraph:
         takes_over: whether visual tokens are pruned here, handed on, or known to stay.
     """
 
-    def __init__(self, module: GraphModule, config: Config, made: GraphReport, injects: bool) -> None:
-        self.module, self.config, self.report, self.injects = module, config, made, injects
+    def __init__(
+        self, module: GraphModule, shown: GraphModule, config: Config, made: GraphReport, injects: bool
+    ) -> None:
+        self.module, self.shown, self.config, self.report, self.injects = module, shown, config, made, injects
         self.unlinked: Compiled | None = None
         self.linked: dict[int, Compiled | None] = {}
         self.takes_over = False
@@ -222,7 +253,10 @@ class LinkedGraph:
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
         """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
         self.look_for_pixels(inputs)
-        self.unlinked = (_compile_injecting if self.injects else _inner)(self.module, inputs, self.config)
+        if self.injects:
+            self.unlinked = _compile_injecting(self.module, inputs, self.config, self.shown)
+        else:
+            self.unlinked = _inner(self.module, inputs, self.config)
 
     @functools.cached_property
     def may_be_missed(self) -> bool:
@@ -260,7 +294,7 @@ class LinkedGraph:
 
     def _prune(self, place: int) -> Compiled | None:
         began = time.perf_counter()
-        copy = with_injections(self.module)
+        copy = copy_of(self.shown)
         placeholders = copy.graph.find_nodes(op="placeholder")
         with copy.graph.inserting_after(placeholders[-1]):
             elements = copy.graph.placeholder("injected_elements")
@@ -270,7 +304,8 @@ class LinkedGraph:
             mask = emit(_in_a_frame, frame)
         injection = Injection(placeholders[place], (mask,), (elements,), frame)
         earlier = injection
-        injection = next(each for each in find_injections(copy.graph, earlier) if mask in each.masks)
+        elements.meta[KIND] = self.config.modality
+        injection = next(each for each in _chosen(copy.graph, self.config, earlier) if mask in each.masks)
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None and injection is not earlier:
             self.takes_over = True

@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import Any
 
-from . import caches, deepstack, loss, masks, sequence
+from . import caches, deepstack, generation, loss, masks, sequence
 
 _installed = False
 
@@ -33,6 +33,7 @@ def install() -> None:
             for value in list(vars(module).values()):
                 if inspect.isclass(value):
                     deepstack.make_traceable(value)
+                    generation.install_in(value)
     before = PreTrainedModel.__init_subclass__
 
     def init_subclass(cls: type, **kwargs: Any) -> None:
@@ -40,6 +41,7 @@ def install() -> None:
         sequence.keep_whole(sys.modules[cls.__module__])
         masks.install_in(sys.modules[cls.__module__])
         deepstack.make_traceable(cls)
+        generation.install_in(cls)
 
     PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]
     _installed = True
