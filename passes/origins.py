@@ -35,7 +35,8 @@ class Origins:
     """Where each node of a graph comes from.
 
     ``lookups`` and ``data`` of a node are the lookups of embeddings and the inputs of the graph that it is computed
-    from. ``attended`` are the nodes that an attention has a part in, ``written`` those that were written into later on.
+    from. ``attended`` are the nodes that an attention has a part in, ``written`` those that were written into later on,
+    ``beside`` the attentions of text to data.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -43,6 +44,7 @@ class Origins:
         self.data: dict[Node, frozenset[Node]] = {}
         self.attended: set[Node] = set()
         self.written: set[Node] = set()
+        self.beside: set[Node] = set()
         self._aliases: dict[int, list[Node]] = {}
         self.attentions = {attention.output: attention for attention in find_attention(graph)}
         for node in graph.nodes:
@@ -85,6 +87,8 @@ class Origins:
             if not any(self.lookups[parent] for parent in parents):
                 text = frozenset().union(*(self.lookups[parent] for parent in asking))
                 if text:
+                    if any(self.data[parent] for parent in parents):
+                        self.beside.add(node)
                     self.lookups[node], self.data[node] = text, frozenset()
                     return
         self.lookups[node] = frozenset().union(*(self.lookups[parent] for parent in parents))
@@ -122,6 +126,12 @@ def _entering(heads: Any) -> list[Node]:
         seen.update(new)
         waiting += new
     return found
+
+
+def reads_data_beside(graph: Graph) -> bool:
+    """Whether text attends to data that are no text: cross-attention, to what an encoder made."""
+    origins = Origins(graph)
+    return bool(origins.beside)
 
 
 def _values(attention: Attention) -> Any:

@@ -18,7 +18,7 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
-from .integrations.transformers.generation import install_for
+from .integrations.transformers.generation import compile_own
 from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
@@ -65,6 +65,6 @@ def compile(model: Model, **options: object) -> Model:
     from .backend import sharp
 
     model.compile(backend=sharp, options=options)
-    install_for(model)
+    compile_own(model, options)
     tell_visual_tokens(model, options)
     return model

@@ -27,10 +27,8 @@ from . import report, said
 from .config import Config
 from .flops import count_flops
 from .integrations import transformers
-from .integrations.transformers import prompt
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
-from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune
 from .passes.flex_attention import make_traceable
@@ -41,6 +39,7 @@ from .passes.nodes import arguments, example, is_hidden_states
 from .passes.pipeline import Pruned, copy_of, injected_elements, prune, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
+from .unseen import Unseen
 
 Compiled = Callable[..., Any]
 
@@ -99,6 +98,9 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
             made.reason = unknown
             _skip(made, config)
             return _inner(module, inputs, config)
+        if linked is None and (beside := Unseen(graph).beside()) is not None:
+            made.reason = beside
+            _skip(made, config, may_raise=False)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
     linking = LinkedGraph(module, shown, config, made, injects)
@@ -227,6 +229,7 @@ class LinkedGraph:
         self.linked: dict[int, Compiled | None] = {}
         self.takes_over = False
         self.said_missed = False
+        self.unseen = Unseen(module.graph)
         # Calls of several threads may need the same graph at once; its compilation may need it too.
         self.lock = threading.RLock()
 
@@ -258,19 +261,13 @@ class LinkedGraph:
         else:
             self.unlinked = _inner(self.module, inputs, self.config)
 
-    @functools.cached_property
-    def may_be_missed(self) -> bool:
-        """Whether there is a decoder in this graph that could have been pruned."""
-        return holds_decoder(self.module.graph)
-
     def look_for_pixels(self, inputs: Sequence[Any]) -> None:
-        """Says once that a decoder is called with visual features of which no graph told."""
-        if not self.said_missed and not self.injects and prompt.is_prompt_with_pixels(inputs) and self.may_be_missed:
-            self.said_missed = True
-            self.report.reason = (
-                "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "
-                "sharp_compile.compile(model) tells it, or call the model inside sharp_compile.visual_tokens(is_visual)"
-            )
+        """Says once that a decoder may be called with visual features of which no graph told."""
+        if self.said_missed or self.injects:
+            return
+        reason = self.unseen.reason(inputs)
+        if reason is not None:
+            self.said_missed, self.report.reason = True, reason
             _skip(self.report, self.config, may_raise=False)
 
     def prepare(self, place: int, link: Link) -> Compiled | None:

@@ -46,12 +46,20 @@ def install_in(cls: type) -> None:
     setattr(cls, _NAME, generate)
 
 
-def install_for(model: torch.nn.Module) -> None:
-    """Does so to the class that a model has its `generate` from, where transformers is loaded."""
-    if "transformers" in sys.modules:
-        owner = next((cls for cls in type(model).__mro__ if _NAME in vars(cls)), None)
+def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
+    """Does so for a compiled `model` at once, of whatever class; it may wrap another and have that one's `generate`.
+
+    Does nothing to a model that generates as all do, or not at all.
+    """
+    if "transformers" not in sys.modules or not hasattr(model, _NAME):
+        return
+    from transformers import GenerationMixin
+
+    owner = next((cls for cls in type(model).__mro__ if _NAME in vars(cls)), None)
+    if owner is not GenerationMixin:
         if owner is not None:
             install_in(owner)
+        _compile_parts(model, options)
 
 
 def options_of(model: torch.nn.Module) -> Mapping[str, Any] | None:

@@ -74,3 +74,12 @@ def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:
         if has and isinstance(ids, torch.Tensor):
             return ids.shape in shapes
     return False
+
+
+def has_pixels() -> bool:
+    """Whether a model of transformers is being called with pixels."""
+    return any(
+        name.startswith("pixel_values") and isinstance(value, torch.Tensor)
+        for _, given in calls_under_way()
+        for name, value in given.items()
+    )
