@@ -23,11 +23,11 @@ from .emit import Emitter
 from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
-from .functional import make_functional
+from .functional import make_functional, make_injections_functional
 from .held_positions import tell_kept_positions
 from .hoist import hoist
-from .injection import Injection
-from .nodes import arguments, example, example_tensor
+from .injection import Injection, emit_masks
+from .nodes import arguments, copy_of, example, example_tensor
 from .probe import least_tokens, probe
 from .queries import query_module
 from .ranks import find_ranks
@@ -58,6 +58,13 @@ class Pruned:
     lengths: dict[str, int | Node]
     hoisted: bool
     told: tuple[str, ...]
+
+
+def with_injections(module: GraphModule) -> GraphModule:
+    """A copy to rewrite, in which writes of features among embeddings are nodes of their own."""
+    copy = copy_of(module)
+    make_injections_functional(copy.graph)
+    return copy
 
 
 def prune(
@@ -131,6 +138,7 @@ def prune(
     # From here on the graph is rewritten.
     shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
+        injection = emit_masks(emit, injection)
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)

@@ -18,7 +18,8 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
-from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
+from .integrations.transformers.generation import compile_own
+from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
 from .said import visual_tokens
@@ -46,8 +47,8 @@ def compile(model: Model, **options: object) -> Model:
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
-    graph shows it. And where a model has a `generate` of its own, which may call its language model past `forward`,
-    that is compiled too.
+    graph shows it. And where a model that wraps another has a `generate` of its own, what it calls past `forward` is
+    compiled too. As ever in torch, a deep copy of a compiled module is not compiled.
 
     Args:
         model: a module.
@@ -67,6 +68,6 @@ def compile(model: Model, **options: object) -> Model:
 
     transformers.prepare_model(model)
     model.compile(backend=sharp, options=options, **isolated())
-    compile_own_generate(model, options)
-    tell_visual_tokens(model)
+    compile_own(model, options)
+    tell_visual_tokens(model, options)
     return model
