@@ -18,11 +18,13 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
+from .integrations import accelerate
 from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
 from .said import visual_tokens
 from .selectors import Context
+from .unwrap import unwrap
 
 __all__ = [
     "Calibration",
@@ -40,6 +42,8 @@ __all__ = [
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
+accelerate.install()
+
 
 def compile(model: Model, **options: object) -> Model:
     """Compiles `model` in place; `generate` is compiled too.
@@ -47,7 +51,8 @@ def compile(model: Model, **options: object) -> Model:
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
     graph shows it. And where a model has a `generate` of its own, which may call its language model past `forward`,
-    that is compiled too.
+    that is compiled too. Of a model that is wrapped (PEFT, `DistributedDataParallel`) the one inside is compiled, and a
+    `compile` of its class's own is not asked.
 
     Args:
         model: a module.
@@ -63,7 +68,8 @@ def compile(model: Model, **options: object) -> Model:
     # Loaded now: it looks for the libraries that are. By its name, torch would register it, which only one thread can.
     from .backend import sharp
 
-    model.compile(backend=sharp, options=options)
-    compile_own_generate(model, options)
-    tell_visual_tokens(model)
+    inside = unwrap(model)
+    torch.nn.Module.compile(inside, backend=sharp, options=options)
+    compile_own_generate(inside, options)
+    tell_visual_tokens(inside)
     return model

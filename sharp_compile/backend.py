@@ -26,7 +26,7 @@ from torch.fx import GraphModule, Node
 from . import report, said
 from .config import Config
 from .flops import count_flops
-from .integrations import transformers
+from .integrations import dynamo, transformers
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
@@ -382,3 +382,7 @@ def _for_dynamo(error: Exception) -> Exception:
     """`error` as Dynamo lets it pass: others it wraps, and the user could not catch what is documented."""
     kind = type(type(error).__name__, (ShortenTraceback, type(error)), {"__module__": type(error).__module__})
     return kind(*error.args, first_useful_frame=None)
+
+
+# What is compiled with this backend, by whatever door, is to reach it.
+dynamo.install(sharp)

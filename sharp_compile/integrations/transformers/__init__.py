@@ -6,7 +6,10 @@ import inspect
 import sys
 from typing import Any
 
-from . import caches, deepstack, loss, masks, sequence
+from . import caches, deepstack, generation, loss, masks, sequence
+from .generation import check_target, generating_parts
+
+__all__ = ["check_target", "generating_parts", "install"]
 
 _installed = False
 
@@ -26,6 +29,7 @@ def install() -> None:
     caches.install()
     loss.install()
     sequence.install()
+    generation.install()
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models."):
             sequence.keep_whole(module)
