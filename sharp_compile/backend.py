@@ -31,8 +31,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from . import dynamo_messages, recompilation, report, said
 from .config import Config
-from .integrations import transformers
-from .integrations.dynamo import TraceAgain
+from .integrations import dynamo, transformers
+from .integrations.tracing import TraceAgain
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
 from .passes.emit import Emitter
@@ -531,3 +531,7 @@ def _for_dynamo(error: Exception) -> Exception:
     except TypeError:  # a class that can't be combined or made from its arguments
         pass
     return BackendCompilerFailed(sharp, error, None)
+
+
+# What is compiled with this backend, by whatever door, is to reach it.
+dynamo.install(sharp)

@@ -24,7 +24,7 @@ GIVEN = (
     "the prompt comes as embeddings, so that no graph shows whether it has visual tokens; if it has, call the model "
     "inside sharp_compile.visual_tokens(is_visual)"
 )
-BESIDE = "the decoder reads visual features by cross-attention: they are no tokens of its sequence, there is nothing to prune"
+BESIDE = "the decoder reads visual features by cross-attention: none of its tokens is visual, there is nothing to prune"
 
 
 class Unseen:

@@ -16,10 +16,19 @@ from types import ModuleType
 from torch import nn
 from torch.fx import Graph
 
-from . import caches, deepstack, loss, masks, positions, sequence
+from . import caches, deepstack, generation, loss, masks, positions, sequence
+from .generation import check_target
+from .own_generate import compile_own
+
+__all__ = ["check_target", "compile_own", "install", "prepare_graph", "prepare_model"]
 
 _prepared: set[str] = set()
 _lock = threading.RLock()
+
+
+def install() -> None:
+    """Prepare what all models share."""
+    _prepare(())
 
 
 def prepare_model(model: nn.Module) -> None:
@@ -48,6 +57,7 @@ def _prepare(classes: Iterable[type]) -> bool:
             caches.install()
             loss.install()
             sequence.install()
+            generation.install()
         for name in names:
             changed |= _prepare_module(sys.modules[name])
         # The name of this module stands for what all models share.
