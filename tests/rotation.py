@@ -1,7 +1,7 @@
 """A part of many cases for each run, by a seed that is printed and can be given.
 
-`SHARP_TEST_SEED=17 pytest ...` runs the cases of seed 17 again. Without it the seed is that of the commit under test, so
-that a run of one commit is always the same and another commit has others.
+`SHARP_TEST_SEED=17 pytest ...` runs the cases of seed 17 again. Without it the seed comes from the commit under
+test: a commit always has the same cases, and another one has others.
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def with_padding_moved(inputs: Inputs, where: str) -> dict[str, Any]:
         rows.append([position for part in parts for position in part])
     order, shape = torch.tensor(rows), inputs["input_ids"].shape
     of_tokens = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    return dict(inputs) | {
-        name: value.gather(1, order) for name, value in of_tokens.items() if value.shape == shape
-    }
+    return dict(inputs) | {name: value.gather(1, order) for name, value in of_tokens.items() if value.shape == shape}
 
 
 def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str, Any]:
