@@ -175,8 +175,8 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
     if pruned is None:
         assert place is not None
         return _publishing(how(copy), place, made, config)
-    made.pruned = True
-    made.reason = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    found = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    made.pruned, made.reason = True, found
     _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
