@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
@@ -155,3 +155,12 @@ def where(node: Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
     return f"{name} ({place})" if place else f"{name}"
+
+
+def copy_of(module: GraphModule) -> GraphModule:
+    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    copy = GraphModule(module, graph)
+    copy.meta = dict(module.meta)
+    return copy

@@ -11,8 +11,9 @@ from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
+from ..config import Cut
 from ..kernels.attention_rows import may_see
-from ..kernels.keep import keep_positions
+from ..kernels.keep import keep_counts, keep_positions, leading
 from ..selectors import Context, Rule
 from ..selectors.context import among
 from .attention import Attention
@@ -29,12 +30,21 @@ from .sizes import expression
 class Tokens:
     """The kinds of the tokens of one stage, as nodes ``[B, S]``.
 
-    ``is_visual`` and ``is_padding`` are bool; ``frame`` is int64, -1 where a token is not visual.
+    ``is_visual`` (real tokens only), ``is_padding`` and ``is_leading`` (the padding in front of the first real token of
+    a row) are bool; ``frame`` is int64, -1 where a token is not visual. ``visual`` ``[B]`` int64 is the number of
+    visual tokens that each row had before any cut.
     """
 
     is_visual: Node
     is_padding: Node
+    is_leading: Node
     frame: Node
+    visual: Node
+
+    @property
+    def kinds(self) -> tuple[Node, Node, Node, Node]:
+        """All that has an entry for each token."""
+        return self.is_visual, self.is_padding, self.is_leading, self.frame
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,21 @@ def padding_mask(
     return is_padding
 
 
+def token_kinds(is_padding: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """A function that makes the tensors of `Tokens` from ``(is_visual, frame, mask)``.
+
+    Args:
+        is_padding: what `padding_mask` returns.
+    """
+
+    def kinds(is_visual: Tensor, frame: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        padding = is_padding(is_visual, *masks)
+        visual = is_visual & ~padding
+        return visual, padding, leading(padding), frame.where(visual, -1), visual.sum(1)
+
+    return kinds
+
+
 def visual_mask(*masks: Tensor) -> Tensor:
     """Masks of injections, ``[B, S, 1 or C]`` bool each, as one ``[B, S]``."""
     whole = [mask[..., 0] if mask.shape[-1] == 1 or mask.stride(-1) == 0 else mask.any(-1) for mask in masks]
@@ -122,7 +147,9 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
             torch.empty(rows, length, dtype=dtype, device=entering.device)
             for dtype in (torch.bool, torch.bool, torch.int64)
         ]
-        context = _context(layer, entering, kinds, length, [*map(like, state)], rotate, [*map(like, inputs)])
+        budget = torch.empty(rows, dtype=torch.int64, device=entering.device)
+        of_layer = [*map(like, state)]
+        context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
         result, written = try_selector(rule.score, context)
         merging = _checked(result, kinds[0])[1] is not None
     return replace(rule, score=on_copies(rule.score, written), merges=merging)
@@ -130,7 +157,7 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
 
 def emit_selection(
     emit: Emitter,
-    layer: int,
+    cut: Cut,
     attention: Attention | None,
     hidden: Node,
     rotation: Rotation | None,
@@ -145,7 +172,7 @@ def emit_selection(
 
     Args:
         emit: adds traced functions to the graph.
-        layer: the number of the scoring layer.
+        cut: the scoring layer, and the share of the visual tokens that is kept.
         attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
         hidden: what enters the layer, ``[B, S, C]``.
         rotation: that of the layer's keys, None without attention.
@@ -164,14 +191,23 @@ def emit_selection(
         state[0] = None
 
     def select(
-        hidden: Tensor, is_visual: Tensor, is_padding: Tensor, frame: Tensor, kept: int, *others: Any
+        hidden: Tensor,
+        is_visual: Tensor,
+        is_padding: Tensor,
+        is_leading: Tensor,
+        frame: Tensor,
+        visual: Tensor,
+        kept: int,
+        *others: Any,
     ) -> tuple[Tensor, ...]:
-        kinds = is_visual, is_padding, frame
         of_layer, others = others[: len(state)], others[len(state) :]
         constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
         inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
         with torch.no_grad():
-            context = _context(layer, hidden, kinds, kept, of_layer, rotate, inputs)
+            kinds = is_visual, is_padding, is_leading, cut.kept(visual)
+            budget, *_ = keep_counts(*kinds, kept)
+            told = is_visual, is_padding, frame
+            context = _context(cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and share_heads:
@@ -179,33 +215,32 @@ def emit_selection(
             scores, into = _checked(score(context, *constants), is_visual)
             if (into is not None) != merging:
                 raise SelectorError("the selector must return a pair always or never, on fake tensors too")
-            positions = keep_positions(scores, is_visual, is_padding, kept)
+            positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
                 positions = ranks.agreed(positions)
                 into = None if into is None else ranks.agreed(into)
-            of_kept = (kind.gather(1, positions) for kind in kinds)
-            standing = () if into is None else (_standing(into, is_visual & ~is_padding),)
+            of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
+            standing = () if into is None else (_standing(into, is_visual),)
             segments = () if rule.segments is None else (rule.segments(context),)
             return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
 
-    positions, scores, *others = emit(
+    positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
         select,
         hidden,
-        tokens.is_visual,
-        tokens.is_padding,
-        tokens.frame,
+        *tokens.kinds,
+        tokens.visual,
         kept,
         *state,
         *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
         *query_inputs,
-        results=5 + merging + (rule.segments is not None),
+        results=6 + merging + (rule.segments is not None),
     )
     return Selection(
         positions,
         scores,
-        others[3] if merging else None,
-        Tokens(*others[:3]),
+        others[0] if merging else None,
+        Tokens(is_visual, is_padding, is_leading, frame, tokens.visual),
         None if rule.segments is None else others[-1],
     )
 
@@ -232,11 +267,12 @@ def _context(
     hidden: Tensor,
     kinds: Sequence[Tensor],
     kept: int,
+    budget: Tensor,
     state: Sequence[Any],
     rotate: Callable[..., Tensor],
     inputs: Sequence[Any],
 ) -> Context:
-    """The context of a layer's tensors: those of `Tokens`, and those of `_layer_state`."""
+    """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
     query, key, unrotated, by_token, mask, scale, heads = state
     if by_token:
@@ -256,6 +292,7 @@ def _context(
         scale,
         mask,
         kept,
+        budget,
         layer,
         rotate=lambda keys: rotate(keys, *inputs),
     )

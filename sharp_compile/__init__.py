@@ -60,10 +60,12 @@ def compile(model: Model, **options: object) -> Model:
         ValueError: for a bad option, before anything is compiled.
     """
     Config.parse(options)
-    # Loaded now: it looks for the libraries that are. By its name, torch would register it, which only one thread can.
+    # By its name, torch would register it, which only one thread can.
     from .backend import sharp
+    from .integrations import transformers
     from .recompilation import isolated
 
+    transformers.prepare_model(model)
     model.compile(backend=sharp, options=options, **isolated())
     compile_own_generate(model, options)
     tell_visual_tokens(model)

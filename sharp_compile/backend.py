@@ -32,6 +32,7 @@ from torch.fx import GraphModule, Node
 from . import dynamo_messages, recompilation, report, said
 from .config import Config
 from .integrations import transformers
+from .integrations.dynamo import TraceAgain
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
@@ -39,9 +40,10 @@ from .passes.emit import Emitter
 from .passes.errors import CannotPrune, SelectorError
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
+from .passes.held_positions import tell_all_positions
 from .passes.injection import Injection, find_injections, injects_into_input
-from .passes.nodes import arguments, example, is_hidden_states, writes_into_inputs
-from .passes.pipeline import Pruned, copy_of, injected_elements, prune
+from .passes.nodes import arguments, copy_of, example, is_hidden_states, writes_into_inputs
+from .passes.pipeline import Pruned, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
@@ -49,10 +51,6 @@ from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 log = logging.getLogger("sharp_compile")
 links = Links()
 _NO_VISUAL_TOKENS = "no visual tokens are injected in this graph"
-
-# The attention functions have to be in place before Dynamo traces through them. It looks this module up when
-# `torch.compile` is called, with the model there and so transformers loaded.
-transformers.install()
 
 
 def sharp(
@@ -78,6 +76,8 @@ def sharp(
         CannotPrune: for a graph that can't be pruned, with ``on_skip="raise"``.
         Exception: for a fault of the passes, likewise.
     """
+    if transformers.prepare_graph(module.graph):
+        raise TraceAgain("transformers was prepared for being pruned")
     try:
         if mode is not None:
             raise ValueError(_about_mode(mode))
@@ -405,6 +405,7 @@ def _in_a_frame(frame: Tensor) -> Tensor:
 
 def _inner(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hands a graph over to the backend that compiles it."""
+    module = tell_all_positions(module)
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:
         return backend(module, inputs, config_patches=dict(config.inductor))
