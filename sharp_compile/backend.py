@@ -86,7 +86,9 @@ def sharp(
             report.add(GraphReport(False, _NO_VISUAL_TOKENS))
             return _inner(module, inputs, config)
         compiled = _compile(module, inputs, config)
-    except Exception as error:
+    except ShortenTraceback:
+        raise
+    except (ValueError, CannotPrune) as error:
         raise _for_dynamo(error) from error
     return CompiledPerSetting(compiled, config, setting_of, functools.partial(_compile_for, module))
 
@@ -448,7 +450,7 @@ def _decline(made: GraphReport, config: Config, error: Exception) -> None:
     )
     log.debug("a fault in the passes", exc_info=error)
     if config.on_skip == "raise":
-        raise error
+        raise _for_dynamo(error) from error
     _skip(made, config)
 
 
