@@ -88,7 +88,9 @@ def sharp(
             report.add(GraphReport(False, _NO_VISUAL_TOKENS))
             return _inner(module, inputs, config)
         compiled = _compile(module, inputs, config, shown)
-    except Exception as error:
+    except ShortenTraceback:
+        raise
+    except (ValueError, CannotPrune) as error:
         raise _for_dynamo(error) from error
     return CompiledPerSetting(compiled, config, setting_of, functools.partial(_compile_for, module))
 
@@ -206,8 +208,8 @@ def _compile_injecting(
     if pruned is None:
         assert place is not None
         return _publishing(how(copy), place, made, config)
-    made.pruned = True
-    made.reason = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    found = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    made.pruned, made.reason = True, found
     _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
@@ -497,7 +499,7 @@ def _decline(made: GraphReport, config: Config, error: Exception) -> None:
     )
     log.debug("a fault in the passes", exc_info=error)
     if config.on_skip == "raise":
-        raise error
+        raise _for_dynamo(error) from error
     _skip(made, config)
 
 

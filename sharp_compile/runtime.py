@@ -144,7 +144,7 @@ class PrunedGraph:
             raise ValueError(reason)
         if self.warn:
             self.warn = False
-            warnings.warn(f"sharp_compile runs a call unpruned, as all like it: {reason}", stacklevel=3)
+            warnings.warn(f"sharp_compile runs this call unpruned, and others like it: {reason}", stacklevel=3)
         report.keep(self.report, None)
         results: Sequence[Any] = self.run_unpruned(*args)
         return results
