@@ -36,9 +36,10 @@ from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
 from .passes.injection import Injection, find_injections, injects_into_input
 from .passes.nodes import arguments, example, is_hidden_states
-from .passes.pipeline import Pruned, copy_of, injected_elements, prune
+from .passes.pipeline import Pruned, copy_of, injected_elements, kept_at, prune
 from .passes.select import visual_mask
 from .report import GraphReport
+from .tail import TailGraph, hand_on
 
 Compiled = Callable[..., Any]
 
@@ -92,6 +93,9 @@ def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Comp
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
     graph = LinkedGraph(module, config, made, injects)
+    if graph.tail.find(inputs) is not None:
+        # Prepared by the call that Dynamo makes next; for other inputs when it is first needed.
+        return graph
     if linked is None or graph.prepare(*linked) is None:
         graph.compile_unlinked(inputs)
     return graph
@@ -121,7 +125,7 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
-    return _telling(_inner(copy, inputs, config), made, pruned.told, (module, copy))
+    return _telling(_inner(copy, inputs, config), made, pruned, (module, copy))
 
 
 def _compile_publishing(
@@ -191,9 +195,16 @@ class LinkedGraph:
         self.said_missed = False
         # Calls of several threads may need the same graph at once; its compilation may need it too.
         self.lock = threading.RLock()
+        self.tail = TailGraph(module, self._compile)
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
+        states = self.tail.find(args)
+        if states is not None:
+            with self.lock:
+                prepared = self.tail.prepare(*states)
+            if prepared is not None:
+                return prepared(args)
         linked = links.find(args) or (None if self.injects else said.find(args))
         if linked is not None:
             place, link = linked
@@ -276,7 +287,7 @@ class LinkedGraph:
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         _describe(self.report, pruned, began)
         _log_graphs(self.report, self.module, copy)
-        return _telling(self._compile(copy), self.report, pruned.told, (self.module, copy))
+        return _telling(self._compile(copy), self.report, pruned, (self.module, copy))
 
     def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
         symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
@@ -321,17 +332,20 @@ def _in_a_frame(frame: Tensor) -> Tensor:
 
 
 def _telling(
-    compiled: Compiled, made: GraphReport, told: tuple[str, ...], graphs: tuple[GraphModule, GraphModule]
+    compiled: Compiled, made: GraphReport, pruned: Pruned, graphs: tuple[GraphModule, GraphModule]
 ) -> Compiled:
-    """A pruned graph as Dynamo expects it: what it returns on top, by the names `told`, goes to the report.
+    """A pruned graph as Dynamo expects it: what it returns on top, by the names ``told``, goes to the report.
 
     `graphs` are the ones before and after pruning, for those who want to know what they take.
     """
+    told, ended = pruned.told, _ended(graphs[0])
+    broke = ended is not None and ended.graph_break
 
     def run(*args: Any) -> Sequence[Any]:
         results = compiled(*args)
         extra = dict(zip(told, results[-len(told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
+        stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(pruned.cuts) + 1)}
         # Meta tensors have shapes and no data to check.
         most = 0 if text.is_meta else int(text.max())
         if most > kept.shape[1]:
@@ -344,7 +358,8 @@ def _telling(
         report.keep(made, **{name: tensor.clone() for name, tensor in extra.items()})
         if report.flops_wanted():
             made.flops = count_flops(graphs[0], args), count_flops(graphs[1], args)
-        return tuple(results[: -len(told)])
+        length = extra["frame"].shape[1]
+        return tuple(hand_on(results[: -len(told)], pruned.returned, pruned.states, stages, length, broke))
 
     return run
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from . import caches, deepstack, loss, masks, sequence
+from .heads import hands_states_on as hands_states_on
 
 _installed = False
 
