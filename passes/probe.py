@@ -225,9 +225,9 @@ class _Probe:
     ) -> None:
         self.graph, self.cuts, self.tokenwise, self.tail = graph, cuts, tokenwise, tail
         self.mode = FakeTensorMode()
-        rows, length, self.channels = example(embeddings).shape
+        rows, length, channels = example(embeddings).shape
         self.length, self.rows = expression(length), expression(rows)
-        self.length_hint, self.rows_hint = hint(length), hint(rows)
+        self.length_hint, self.rows_hint, self.channels = hint(length), hint(rows), hint(channels)
         self.capacities = {expression(size): hint(size) - self.length_hint for size in capacities}
         self.capacities.pop(self.length, None)
         self.marks = _unused_primes(

@@ -6,7 +6,7 @@ object. So a record that is kept by the object's identity reaches it.
 
 What is published:
     after each run, for tensors that a graph returned: where embeddings hold visual features (`Link`), or which
-    tokens hidden states were shortened to (`sharp_compile.tail`).
+    tokens they were shortened to (`Shortened`).
 What may be relied on:
     `Records.find` returns what was published for exactly this tensor object, if it still holds what it held then.
 What is checked at every call:
@@ -97,6 +97,28 @@ class Links:
             if link is not None and value.shape[:2] == link.frame.shape:
                 return place, link
         return None
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a tensor that a pruned graph returned holds.
+
+    ``kept`` are the ``[B, S']`` positions that it was shortened to, of ``length`` S; ``axis`` is its token axis and
+    ``batch_axis`` that of the rows. ``is_full`` says that it was expanded to S again.
+    """
+
+    kept: Tensor
+    length: int
+    axis: int
+    batch_axis: int | None
+    is_full: bool = False
+
+
+shortened: Records[Shortened] = Records()
+"""The tensors that pruned graphs returned and are alive."""
+
+MARK = "_kept_positions"
+"""The attribute by which code that Dynamo traces knows the ``[B, S']`` positions of router logits ``[B * S', E]``."""
 
 
 def _version(value: Tensor) -> int | None:

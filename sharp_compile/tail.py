@@ -5,7 +5,7 @@ labels. So where more code of the call reads them, the pruned graph hands its la
 again: each position holds the state of the last kept token that is not behind it. Dynamo then traces that code with
 lengths that agree, and the graph gives right answers as it is.
 
-The graph is told so, by the tensor's identity (`link.Records`), and runs on the kept tokens what the passes can prove
+The graph is told so, by the tensor's identity (`link.shortened`), and runs on the kept tokens what the passes can prove
 to be the same there: a head over all tokens, the loss, a mean over a mask (`passes.tail`).
 
 Where the user asked for the hidden states of every layer, the last of them is the very tensor that the head reads. It
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .callers import goes_on
-from .link import Records, carrier
+from .integrations import transformers
+from .link import MARK, Shortened, carrier, shortened
 from .passes.errors import CannotPrune
 from .passes.pipeline import copy_of
 from .passes.probe import Returned
@@ -35,28 +35,6 @@ from .passes.tail import Tail, follow_full, follow_short
 Compiled = Callable[..., Any]
 
 log = logging.getLogger("sharp_compile")
-
-MARK = "_kept_positions"
-"""The attribute by which code that Dynamo traces knows the ``[B, S']`` positions of router logits ``[B * S', E]``."""
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """What a tensor that a pruned graph returned holds.
-
-    ``kept`` are the ``[B, S']`` positions that it was shortened to, of ``length`` S; ``axis`` is its token axis and
-    ``batch_axis`` that of the rows. ``is_full`` says that it was expanded to S again.
-    """
-
-    kept: Tensor
-    length: int
-    axis: int
-    batch_axis: int | None
-    is_full: bool = False
-
-
-records: Records[Shortened] = Records()
-
 
 def hand_on(
     results: Sequence[Any],
@@ -76,6 +54,7 @@ def hand_on(
         length: S.
         broke: whether Dynamo ended the graph by a break.
     """
+    transformers.install_late()
     results = list(results)
     full = states[0] if len(states) == 1 and goes_on(broke) else None
     for each in returned:
@@ -86,7 +65,7 @@ def hand_on(
             results[each.place] = value
         elif value.ndim == 2:
             setattr(value, MARK, record.kept)
-        records.publish(value, record)
+        shortened.publish(value, record)
     return results
 
 
@@ -106,7 +85,7 @@ class TailGraph:
         found = [
             (place, record)
             for place, value in enumerate(inputs)
-            if (record := records.find(value)) is not None and value.ndim == 3 and record.axis == 1
+            if (record := shortened.find(value)) is not None and value.ndim == 3 and record.axis == 1
         ]
         return found[0] if len(found) == 1 else None
 
@@ -126,7 +105,7 @@ class TailGraph:
             results = list(compiled(*inputs, states.kept, whole))
             for each in tail.returned:
                 record = Shortened(states.kept, states.length, each.axis, each.batch_axis)
-                records.publish(results[each.place], record)
+                shortened.publish(results[each.place], record)
             return results
 
         return run

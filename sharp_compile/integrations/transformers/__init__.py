@@ -6,8 +6,9 @@ import inspect
 import sys
 from typing import Any
 
-from . import caches, deepstack, loss, masks, sequence
+from . import caches, deepstack, loss, masks, router, sequence
 from .heads import hands_states_on as hands_states_on
+from .loss import install_late as install_late
 
 _installed = False
 
@@ -31,6 +32,7 @@ def install() -> None:
         if name.startswith("transformers.models."):
             sequence.keep_whole(module)
             masks.install_in(module)
+            router.install_in(module)
             for value in list(vars(module).values()):
                 if inspect.isclass(value):
                     deepstack.make_traceable(value)
@@ -40,6 +42,7 @@ def install() -> None:
         before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
         sequence.keep_whole(sys.modules[cls.__module__])
         masks.install_in(sys.modules[cls.__module__])
+        router.install_in(sys.modules[cls.__module__])
         deepstack.make_traceable(cls)
 
     PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]
