@@ -160,9 +160,14 @@ def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise NotImplementedError(f"a node of kind {node.op} can't be run")
 
 
+def name_of(node: Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
 def where(node: Node) -> str:
     """A node for people: its operator and the line of the model that it came from."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    name = name_of(node)
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
     return f"{name} ({place})" if place else f"{name}"

@@ -47,6 +47,7 @@ from .passes.pipeline import Pruned, injected_elements, prune, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
+from .tail import TailGraph
 from .unseen import Unseen
 
 log = logging.getLogger("sharp_compile")
@@ -171,7 +172,10 @@ def _compile(
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
     linking = LinkedGraph(module, shown, config, made, injects)
-    if (linked is None or linking.prepare(*linked) is None) and not later:
+    if later or linking.tail.find(inputs) is not None:
+        # Prepared by the call that comes next; for other inputs when it is first needed.
+        return linking
+    if linked is None or linking.prepare(*linked) is None:
         linking.compile_unlinked(inputs)
     return linking
 
@@ -243,7 +247,7 @@ def _run_pruned(
     unpruned = None
     if config.on_skip != "raise" and not writes_into_inputs(module.graph):
         unpruned = _compile_later(module, functools.partial(_inner, config=config))
-    return PrunedGraph(compiled, made, pruned.told, (module, copy), unpruned, config.on_skip == "warn")
+    return PrunedGraph(compiled, made, pruned, (module, copy), unpruned, config.on_skip == "warn")
 
 
 def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
@@ -342,9 +346,16 @@ class LinkedGraph:
         self.unseen = Unseen(module.graph)
         # Calls of several threads may need the same graph at once; its compilation may need it too.
         self.lock = threading.RLock()
+        self.tail = TailGraph(module, self._compile)
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
+        states = self.tail.find(args)
+        if states is not None:
+            with self.lock:
+                prepared = self.tail.prepare(*states)
+            if prepared is not None:
+                return prepared(args)
         linked = links.find(args) or (None if self.injects else said.find(args))
         if linked is not None:
             place, link = linked

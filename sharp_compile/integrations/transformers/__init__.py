@@ -16,11 +16,21 @@ from types import ModuleType
 from torch import nn
 from torch.fx import Graph
 
-from . import caches, deepstack, generation, loss, masks, positions, sequence
+from . import caches, deepstack, generation, loss, masks, positions, router, sequence
 from .generation import check_target
+from .heads import hands_states_on
+from .loss import install_late
 from .own_generate import compile_own
 
-__all__ = ["check_target", "compile_own", "install", "prepare_graph", "prepare_model"]
+__all__ = [
+    "check_target",
+    "compile_own",
+    "hands_states_on",
+    "install",
+    "install_late",
+    "prepare_graph",
+    "prepare_model",
+]
 
 _prepared: set[str] = set()
 _lock = threading.RLock()
@@ -66,6 +76,6 @@ def _prepare(classes: Iterable[type]) -> bool:
 
 
 def _prepare_module(module: ModuleType) -> bool:
-    changed = [sequence.keep_whole(module), masks.install_in(module)]
+    changed = [sequence.keep_whole(module), masks.install_in(module), router.install_in(module)]
     changed += [deepstack.make_traceable(cls) for cls in list(vars(module).values()) if inspect.isclass(cls)]
     return any(changed)
