@@ -86,7 +86,7 @@ def sharp(
         config = Config.parse(options)
         shown = with_injections(module)
         if not _may_hold_visual_tokens(shown.graph, inputs):
-            report.add(GraphReport(False, _NO_VISUAL_TOKENS))
+            _say_beside(report.add(GraphReport(False, _NO_VISUAL_TOKENS)), shown.graph, config)
             return _inner(module, inputs, config)
         compiled = _compile(module, inputs, config, shown)
     except ShortenTraceback:
@@ -140,7 +140,14 @@ def _may_hold_visual_tokens(graph: Graph, inputs: Sequence[Any]) -> bool:
         return True
     if any(is_hidden_states(node) for node in graph.find_nodes(op="placeholder")):
         return True
-    return find_unknown(graph) is not None or Unseen(graph).beside() is not None
+    return find_unknown(graph) is not None
+
+
+def _say_beside(made: GraphReport, graph: Graph, config: Config) -> None:
+    """Says once that visual features go past the sequence, where they do: there is nothing to prune."""
+    if (beside := Unseen(graph).beside()) is not None:
+        made.reason = beside
+        _skip(made, config, may_raise=False)
 
 
 def _compile(
@@ -166,9 +173,8 @@ def _compile(
             made.reason = unknown
             _skip(made, config)
             return _inner(module, inputs, config)
-        if linked is None and (beside := Unseen(graph).beside()) is not None:
-            made.reason = beside
-            _skip(made, config, may_raise=False)
+        if linked is None:
+            _say_beside(made, graph, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return _inner(module, inputs, config)
     linking = LinkedGraph(module, shown, config, made, injects)
