@@ -24,7 +24,7 @@ GIVEN = (
     "the prompt comes as embeddings, so that no graph shows whether it has visual tokens; if it has, call the model "
     "inside sharp_compile.visual_tokens(is_visual)"
 )
-BESIDE = "the decoder reads visual features by cross-attention: they are no tokens of its sequence, there is nothing to prune"
+BESIDE = "the decoder reads visual features by cross-attention: no tokens of its sequence, so there is nothing to prune"
 
 
 class Unseen:
@@ -51,8 +51,10 @@ class Unseen:
         given = list(_given())
         ids = [value for value in given if value.ndim == 2 and not _is_float(value) and value.shape[1] > 1]
         data = [value for value in given if _is_float(value) and value.ndim > 1 and not _is_mask(value, shapes)]
+        if any(_is_hidden(value) and value.shape[:2] in shapes for value in data):
+            return GIVEN
         if not ids:
-            return GIVEN if any(_is_hidden(value) and value.shape[:2] in shapes for value in data) else None
+            return None
         merged = any(value.shape in shapes for value in ids) or self._is_causal
         return MERGED if data and merged else None
 
@@ -75,7 +77,8 @@ def _once(reason: str | None) -> str | None:
 
 def _given() -> Iterator[Tensor]:
     """The tensors that the outermost call of a module, or of a compiled function, was given."""
-    frame, given = sys._getframe(), []
+    frame = sys._getframe()
+    given: list[Tensor] = []
     while frame.f_back is not None:
         frame = frame.f_back
         if str(frame.f_globals.get("__name__", "")).startswith("torch."):
