@@ -56,5 +56,5 @@ def find(inputs: Sequence[Any]) -> tuple[int, Link] | None:
             visual = int(said.sum())
             # No frame is known: the decoder's graph parts them where text is between.
             frame = said.to(value.device).long() - 1
-            return (place, Link(frame, visual * value.shape[2], None)) if visual else None
+            return (place, Link(frame, visual * value.shape[2])) if visual else None
     return None

@@ -13,7 +13,9 @@ from torch.fx import Graph
 from . import report, said
 from .integrations.transformers import prompt
 from .passes.attention import find_attention
-from .passes.decoder import holds_decoder
+from .passes.decoder import find_decoder, holds_decoder
+from .passes.errors import CannotPrune
+from .passes.nodes import is_hidden_states
 from .passes.origins import reads_data_beside
 
 MERGED = (
@@ -24,7 +26,7 @@ GIVEN = (
     "the prompt comes as embeddings, so that no graph shows whether it has visual tokens; if it has, call the model "
     "inside sharp_compile.visual_tokens(is_visual)"
 )
-BESIDE = "the decoder reads visual features by cross-attention: no tokens of its sequence, so there is nothing to prune"
+BESIDE = "the decoder reads visual features by cross-attention: none of its tokens is visual, there is nothing to prune"
 
 
 class Unseen:
@@ -44,7 +46,7 @@ class Unseen:
     def _reason(self, inputs: Sequence[Any]) -> str | None:
         hidden = [value for value in inputs if isinstance(value, Tensor) and _is_hidden(value)]
         shapes = [value.shape[:2] for value in hidden]
-        if shapes and prompt.is_prompt_with_pixels(inputs) and self._holds_decoder:
+        if shapes and prompt.is_prompt_with_pixels(inputs) and self._holds_layers:
             return MERGED
         if not shapes or said.is_said() or not self._holds_decoder:
             return None
@@ -61,6 +63,15 @@ class Unseen:
     @functools.cached_property
     def _holds_decoder(self) -> bool:
         return holds_decoder(self._graph)
+
+    @functools.cached_property
+    def _holds_layers(self) -> bool:
+        """Whether a decoder, or a part of one that Dynamo cut into several graphs, reads what comes in."""
+        try:
+            inputs = [node for node in self._graph.find_nodes(op="placeholder") if is_hidden_states(node)]
+            return any(find_decoder(self._graph, node) is not None for node in inputs)
+        except CannotPrune:
+            return True
 
     @functools.cached_property
     def _is_causal(self) -> bool:

@@ -1,95 +1,72 @@
-"""Compiles what a `generate` of a model's own calls past its `forward`.
-
-Most models of transformers generate by `GenerationMixin.generate`, which calls the model. Some have a `generate` of
-their own, which merges the visual features and calls the `generate` of their language model (BLIP-2, Kosmos-2), and so
-have models that wrap another (PEFT). No backend would be asked there. So the parts that can generate are compiled when
-such a `generate` is first called on a model that was compiled with this backend, with that model's options.
-"""
+"""Ways of compiling a model of transformers that never reach its prefill: they say so, and which way does."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import weakref
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from . import prompt
+from ..declined import decline
+from ..marked import options_of
 
-_NAME = "generate"
-_ours: set[Callable[..., Any]] = set()
-_parts: weakref.WeakKeyDictionary[torch.nn.Module, Mapping[str, Any]] = weakref.WeakKeyDictionary()
+_WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
+
+# The models of which it was said that a `CompileConfig` compiles no prefill.
+_said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
-def install_in(cls: type) -> None:
-    """Has a class's own `generate` compile what it calls; nothing is changed for models that are not compiled.
+def install() -> None:
+    """Let `generate` say it when its `CompileConfig` names this backend, whether or not it will compile anything."""
+    from transformers.generation.utils import GenerationMixin
 
-    Does nothing to a class that has none, or that is the one all models share.
+    original = GenerationMixin._valid_auto_compile_criteria
+
+    @functools.wraps(original)
+    def check(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        config = generation_config.compile_config
+        if config is not None and _is_ours(config.backend):
+            _say_prefill_is_not_compiled(self, config.options or {})
+        can_compile: bool = original(self, model_kwargs, generation_config)
+        return can_compile
+
+    GenerationMixin._valid_auto_compile_criteria = check
+
+
+def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:
+    """Say it if what is compiled, `module` or its method `target`, never sees a prompt in one graph with a decoder.
+
+    Raises:
+        CannotPrune: if so, with ``on_skip="raise"``.
     """
-    own = vars(cls).get(_NAME)
-    if not inspect.isfunction(own) or own in _ours or cls.__name__ == "GenerationMixin":
+    if "transformers" not in sys.modules:
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    @functools.wraps(own)
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        options = options_of(self)
-        if options is None:
-            return own(self, *args, **kwargs)
-        _compile_parts(self, options)
-        call = functools.partial(own, self)
-        return prompt.telling(call, inspect.signature(call), self, options)(*args, **kwargs)
-
-    _ours.add(generate)
-    setattr(cls, _NAME, generate)
-
-
-def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
-    """Does so for a compiled `model` at once, of whatever class; it may wrap another and have that one's `generate`.
-
-    Does nothing to a model that generates as all do, or not at all.
-    """
-    if "transformers" not in sys.modules or not hasattr(model, _NAME):
-        return
-    from transformers import GenerationMixin
-
-    owner = next((cls for cls in type(model).__mro__ if _NAME in vars(cls)), None)
-    if owner is not GenerationMixin:
-        if owner is not None:
-            install_in(owner)
-        _compile_parts(model, options)
+    if isinstance(module, GradientCheckpointingLayer):
+        decline(
+            f"a single layer is compiled ({type(module).__name__}), as compile_regions of accelerate does, so that no "
+            f"graph shows the layers behind it; {_WAY}",
+            options,
+        )
+    config = getattr(module, "_last_compile_config", None)
+    if config is not None and _is_ours(config.backend) and getattr(target, "__func__", None) is type(module).__call__:
+        _say_prefill_is_not_compiled(module, options)
 
 
-def options_of(model: torch.nn.Module) -> Mapping[str, Any] | None:
-    """The options with which a model itself is compiled by this backend; None where it is not."""
+def _is_ours(backend: Any) -> bool:
     from ...backend import sharp
 
-    call = getattr(model, "_compiled_call_impl", None)
-    while call is not None:
-        backend = inspect.getclosurevars(call).nonlocals.get("callback") if inspect.isfunction(call) else None
-        if backend is not None:
-            # Dynamo wraps what it was given, and keeps it by this name.
-            while hasattr(backend, "_torchdynamo_orig_backend"):
-                backend = backend._torchdynamo_orig_backend
-            is_ours = getattr(backend, "compiler_fn", None) is sharp
-            return (getattr(backend, "kwargs", {}).get("options") or {}) if is_ours else None
-        call = getattr(call, "__wrapped__", None)
-    return None
+    return backend == "sharp" or backend is sharp
 
 
-def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
-    """Compiles the models in a model that can generate, unless they are so already, or by the user."""
-    from transformers import GenerationMixin
-
-    from ...backend import sharp
-
-    for part in model.modules():
-        is_ours = part in _parts
-        if part is model or not isinstance(part, GenerationMixin) or (part._compiled_call_impl and not is_ours):
-            continue
-        if not part._compiled_call_impl or _parts[part] != options:
-            part.compile(backend=sharp, options=dict(options))
-            prompt.tell_visual_tokens(part, options)
-            _parts[part] = dict(options)
+def _say_prefill_is_not_compiled(model: torch.nn.Module, options: dict[str, Any]) -> None:
+    if model in _said or options_of(model) is not None:
+        return
+    _said.add(model)
+    decline(
+        f"a CompileConfig compiles the steps of decoding, on a static cache, and not the prefill; {_WAY}",
+        options,
+    )
