@@ -385,7 +385,7 @@ class LinkedGraph:
         """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
         self.look_for_pixels(inputs)
         if self.injects:
-            self.unlinked = _compile_injecting(self.module, inputs, self.config, self.shown)
+            self.unlinked = _compile_injecting(self.module, inputs, self.config, shown=self.shown)
         else:
             self.unlinked = _inner(self.module, inputs, self.config)
 
