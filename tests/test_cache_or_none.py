@@ -31,6 +31,12 @@ ROWS = {
 # The length of a sliding window less that of the prompt, None for that of the architecture, which is much shorter.
 WINDOWS = {"short": None, "between prompt and answer": 3, "long": 1000}
 SIZES = ("sliding_window", "sliding_window_size")
+# What the stock model can't do, or what it does otherwise with a cache than without: measured, transformers 5.23.
+STOCK = {
+    ("ernie4_5_vl_moe", "none"): "fails without a cache: the mask has the length of one more token than the features",
+    ("inkling2", "static"): "fails with a static cache: sizes 56 and 51 do not match",
+    ("ovis2", "padding everywhere"): "logits with a cache differ by 20 from those without",
+}
 NOTHING_VISUAL = "no visual tokens are injected in this graph"
 
 
@@ -75,6 +81,8 @@ def gap(actual, expected):
 def test_the_same_logits(name, rows, window, selector, subtests):
     arguments, where = ROWS[rows]
     shared = shared_model(name)
+    if reason := STOCK.get((name, "none"), STOCK.get((name, rows))):
+        pytest.skip(f"transformers: {reason}")
     if window != "short" and not has_window(shared):
         pytest.skip("no layer has a sliding window")
     inputs = with_padding_moved(ALL_ARCHITECTURES[name].inputs(shared, **arguments), where)
@@ -87,9 +95,9 @@ def test_the_same_logits(name, rows, window, selector, subtests):
         assert gap(expected, stock) <= 1e-4
     for cache, options in CACHES.items():
         with subtests.test(cache=cache):
-            difference = gap(logits_of(model, inputs, **options), stock)
-            if difference > 1e-4:
-                pytest.skip(f"transformers' own logits with a cache differ by {difference:.1g}")
+            if reason := STOCK.get((name, cache)):
+                pytest.skip(f"transformers: {reason}")
+            assert gap(logits_of(model, inputs, **options), stock) <= 1e-4, "the stock model's own logits"
             actual, was_pruned = pruned_or_said(fast, inputs, **options)
             assert pruned or not was_pruned, "pruned with a cache only"
             assert gap(actual, expected if was_pruned else stock) <= 1e-4
