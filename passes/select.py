@@ -18,10 +18,11 @@ from ..selectors import Context, Rule
 from ..selectors.context import among
 from .attention import Attention
 from .emit import Emitter
-from .errors import CannotPrune
+from .errors import CannotPrune, SelectorError
 from .nodes import example, example_tensor, stand_in
 from .ranks import Ranks
 from .rotation import Rotation, rotation_module
+from .selector_functions import named, on_copies, try_selector
 from .sizes import expression
 
 
@@ -121,16 +122,18 @@ def visual_mask(*masks: Tensor) -> Tensor:
     return whole[0]
 
 
-def merges(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> bool:
-    """Whether a rule also tells which tokens stand for others. Of a function that shows when it is called.
+def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> Rule:
+    """A user's function as a rule that the passes can rely on; a rule of ours as it is.
 
-    It is called on fake tensors of the sizes that the graph was traced with; the arguments are `emit_selection`'s.
+    It is called once on fake tensors, of the sizes that the graph was traced with. That shows whether it tells which
+    tokens stand for others, and which tensors of the layer it writes into: those it gets as copies from then on.
+    The other arguments are `emit_selection`'s.
 
     Raises:
-        ValueError: for a function that returns neither scores nor a pair.
+        SelectorError: for a function that looks at the values of tensors, or fails.
     """
     if rule.merges is not None:
-        return rule.merges
+        return rule
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def like(value: Any) -> Any:
@@ -145,13 +148,11 @@ def merges(rule: Rule, layer: int, attention: Attention | None, hidden: Node, ro
             for dtype in (torch.bool, torch.bool, torch.int64)
         ]
         budget = torch.empty(rows, dtype=torch.int64, device=entering.device)
-        try:
-            of_layer = [*map(like, state)]
-            context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
-            result = rule.score(context)
-        except Exception:  # whatever a function raises: it is raised again where the function is put into the graph
-            return False
-        return _checked(result, kinds[0])[1] is not None
+        of_layer = [*map(like, state)]
+        context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
+        result, written = try_selector(rule.score, context)
+        merging = _checked(result, kinds[0])[1] is not None
+    return replace(rule, score=on_copies(rule.score, written), merges=merging)
 
 
 def emit_selection(
@@ -163,7 +164,6 @@ def emit_selection(
     tokens: Tokens,
     rule: Rule,
     kept: int | Node,
-    merging: bool,
     queries: tuple[GraphModule, list[Node]] | None = None,
     ranks: Ranks | None = None,
     share_heads: bool = False,
@@ -177,14 +177,15 @@ def emit_selection(
         hidden: what enters the layer, ``[B, S, C]``.
         rotation: that of the layer's keys, None without attention.
         tokens: the kinds of the layer's tokens.
-        rule: the selection rule.
+        rule: the selection rule, as `tried` gives it.
         kept: how many tokens a row keeps, a number or the node of one.
-        merging: what `merges` says of the rule.
         queries: the function of `passes.queries` and its inputs, where the layer does not compute all queries.
         ranks: those that share the work, None where there are no others.
         share_heads: whether they share the heads of the layer.
     """
     rotate, state, rotation_inputs = _layer_state(attention, rotation)
+    merging = bool(rule.merges)
+    score = named(rule.score) if emit.trace else rule.score
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
@@ -211,9 +212,9 @@ def emit_selection(
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and share_heads:
                 context = _with_all_heads(context, ranks)
-            scores, into = _checked(rule.score(context, *constants), is_visual)
+            scores, into = _checked(score(context, *constants), is_visual)
             if (into is not None) != merging:
-                raise ValueError("the selector must return a pair always or never, on fake tensors too")
+                raise SelectorError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
                 positions = ranks.agreed(positions)
@@ -344,7 +345,7 @@ def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
     into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
     if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
         got = " and ".join(map(_told, result)) if is_pair else _told(result)
-        raise ValueError(
+        raise SelectorError(
             f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
             "and the position of what stands for each token, int64 of that shape"
         )

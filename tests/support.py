@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,23 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}  # the logits of the tiny models are ab
 NEW = 5  # tokens that are generated
 
 Inputs = Mapping[str, Any]
+
+
+@contextmanager
+def logged(name: str, level: int) -> Iterator[list[str]]:
+    """The messages of a logger and those below it, with tracebacks, while it is open."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(handler.format(record))  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:
