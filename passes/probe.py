@@ -313,7 +313,15 @@ class _Probe:
         structure = str(with_leaves(node, [None] * len(leaves)))
         seen = [(self._is_side(leaf), *map(_signature, chosen)) for leaf, chosen in zip(leaves, choices, strict=True)]
         where_it_is = (node in self.tokenwise, node in self.tail)
-        key = (node.op, node.target, stage, where_it_is, structure, tuple(seen), str(tree_map(_describe, example(node))))
+        key = (
+            node.op,
+            node.target,
+            stage,
+            where_it_is,
+            structure,
+            tuple(seen),
+            str(tree_map(_describe, example(node))),
+        )
         if key not in self.memo:
             self.memo[key] = self._search(node, choices)
         return self.memo[key]

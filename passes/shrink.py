@@ -171,9 +171,7 @@ class Shrinker:
             short = self.read(node, repair.stage)
             if short is node:
                 self._note_length(node, repair)
-            self.expanded[node, repair] = self.emit(
-                expand_tokens, short, kept, length, repair.axis, repair.batch_axis
-            )
+            self.expanded[node, repair] = self.emit(expand_tokens, short, kept, length, repair.axis, repair.batch_axis)
         return self.expanded[node, repair]
 
     def _note_length(self, node: Node, repair: Expand) -> None:

@@ -84,8 +84,10 @@ def follow_short(module: GraphModule, place: int) -> Tail | None:
 def _check_any_length(node: Node, plan: NodePlan) -> None:
     """Declines a node whose result, as it was traced, depends on how many tokens it reads."""
     with FakeTensorMode() as mode:
-        values = [stand_in(value, mode) if isinstance(value := example(leaf), Tensor) else hint(value)
-                  for leaf in leaves_of(node)]
+        values = [
+            stand_in(value, mode) if isinstance(value := example(leaf), Tensor) else hint(value)
+            for leaf in leaves_of(node)
+        ]
         longer = [
             value.repeat_interleave(2, repair.axis) if isinstance(repair, Expand) else value
             for value, repair in zip(values, plan.repairs, strict=True)

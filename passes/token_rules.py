@@ -119,9 +119,7 @@ def _divisors(number: int) -> list[int]:
 class TokenRules(TorchDispatchMode):
     """Runs operators, and raises `Refused` for one that must not see tokens the way it does."""
 
-    def __init__(
-        self, marks: Marks, read_only: Iterable[Tensor] = (), alone: bool = False, tail: bool = False
-    ) -> None:
+    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = (), alone: bool = False, tail: bool = False) -> None:
         """Takes the lengths that mark axes, the tensors that no operator may write into, and what tokens are for.
 
         With ``alone`` each token must be treated for itself: no attention, nor anything that mixes tokens in its way.

@@ -36,6 +36,7 @@ Compiled = Callable[..., Any]
 
 log = logging.getLogger("sharp_compile")
 
+
 def hand_on(
     results: Sequence[Any],
     returned: Sequence[Returned],
