@@ -42,6 +42,11 @@ def pruned(call: Any, model: nn.Module, **case: Any) -> tuple[Any, Tensor]:
         return call(), run.kept[0]
 
 
+def states_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The last hidden states, which the head reads."""
+    return model(**inputs, output_hidden_states=True).hidden_states[-1]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -72,7 +77,7 @@ def test_generation_takes_the_last_position() -> None:
 
 def test_states_of_a_model_without_a_head_are_short() -> None:
     model, _, inputs = prepared("llava_onevision")
-    expected, kept = pruned(lambda: model.model(**inputs).last_hidden_state, model)
+    expected, kept = pruned(lambda: states_of(model, inputs), model)
     assert expected.shape[1] == kept.shape[1]
     assert_close(forward(compiled(model.model), inputs).last_hidden_state, expected, **TOLERANCE)
 
@@ -81,7 +86,7 @@ def test_sequence_classification() -> None:
     model, _, inputs = prepared("gemma3")
     classifier = transformers.Gemma3ForSequenceClassification._from_config(deepcopy(model.config)).eval()
     classifier.model.load_state_dict(model.model.state_dict())
-    states, kept = pruned(lambda: model.model(**inputs).last_hidden_state, model)
+    states, kept = pruned(lambda: states_of(model, inputs), model)
     full = expanded(states, kept, inputs["input_ids"].shape[1])
     last = (torch.arange(full.shape[1]) * (inputs["input_ids"] != model.config.get_text_config().pad_token_id)).argmax(
         -1
