@@ -122,7 +122,7 @@ def run(head: Head, breaks: str, inputs: dict[str, Tensor], **options: Any) -> t
     torch._dynamo.reset()
     sharp_compile.reset()
     model = Headed(head, breaks)
-    fast = torch.compile(model, backend="sharp", options=OPTIONS, **options)
+    fast = torch.compile(model, backend="sharp", options=options or OPTIONS)
     result = fast(**inputs)
     assert any(report.pruned for report in sharp_compile.reports())
     kept = latest_kept()
@@ -210,6 +210,18 @@ def test_two_lengths_and_a_prompt_that_is_not_pruned(head: Head, breaks: str) ->
             assert_close(actual, head(expanded(hidden, kept, ids.shape[1]), ids, mask))
         else:
             assert_close(actual, head(hidden, ids.gather(1, kept), mask.gather(1, kept)))
+
+
+@pytest.mark.parametrize("breaks", ["nowhere", "inside"])
+def test_positions_behind_several_cuts(breaks: str) -> None:
+    cuts = {name: value for name, value in OPTIONS.items() if name not in ("retention", "layer")}
+    cuts["stages"] = [(0, 0.5), (1, 0.25)]
+    inputs = toy_inputs(visual=20, text=6, rows=2, pad=[0, 3])
+    _, hidden, _ = run(lambda hidden, ids, mask: hidden, "nowhere", inputs, **cuts)
+    _, actual, kept = run(at_positions, breaks, inputs, **cuts)
+    assert hidden.shape[1] == kept.shape[1]
+    full = expanded(hidden, kept, inputs["ids"].shape[1])
+    assert_close(actual, at_positions(full, inputs["ids"], inputs["attention_mask"]))
 
 
 def test_states_are_short_where_no_code_is_behind_them() -> None:
