@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
@@ -55,6 +57,16 @@ def fake_mode(values: Any) -> FakeTensorMode:
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
 
 
+@contextmanager
+def on_fakes(values: Any) -> Iterator[FakeTensorMode]:
+    """Runs operators on the example tensors among `values`, without gradients, and yields their mode.
+
+    Operators of C++ take no symbolic sizes: the Python dispatcher replaces those that need concrete ones.
+    """
+    with fake_mode(values) as mode, enable_python_dispatcher(), torch.no_grad():
+        yield mode
+
+
 def stand_in(value: Any, mode: FakeTensorMode) -> Any:
     """A tensor of `mode` like an example, its symbolic sizes the numbers that it was traced with; or such a number."""
     if not isinstance(value, Tensor):
@@ -84,6 +96,22 @@ def is_vmapped(value: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(value))
 
 
+def storage_of(value: Tensor) -> int:
+    """The memory that a tensor is in, which it may share with others."""
+    return value.untyped_storage()._cdata
+
+
+def ancestors(*nodes: Node) -> list[Node]:
+    """The nodes that `nodes` are computed from, themselves too, in the order of the graph."""
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        for parent in waiting.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return [node for node in nodes[0].graph.nodes if node in found] if nodes else []
+
+
 def leaves_of(node: Node) -> list[Any]:
     """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
     leaves: list[Any] = []
@@ -111,6 +139,14 @@ def writes_into_first(node: Node) -> bool:
     return in_place or node.target is operator.setitem
 
 
+def writes_into_inputs(graph: Graph) -> bool:
+    """Whether running a graph changes tensors that it is given."""
+    inputs = [example_tensor(node) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    storages = {storage_of(value) for value in inputs if value is not None}
+    targets = [example_tensor(node.args[0]) for node in graph.nodes if node.args and writes_into_first(node)]
+    return any(value is not None and not is_vmapped(value) and storage_of(value) in storages for value in targets)
+
+
 def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs what `node` calls on other arguments.
 
@@ -135,3 +171,12 @@ def where(node: Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
     return f"{name} ({place})" if place else f"{name}"
+
+
+def copy_of(module: GraphModule) -> GraphModule:
+    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    copy = GraphModule(module, graph)
+    copy.meta = dict(module.meta)
+    return copy

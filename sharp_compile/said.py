@@ -40,6 +40,11 @@ def visual_tokens(is_visual: Tensor) -> Iterator[None]:
         _said.reset(token)
 
 
+def is_said() -> bool:
+    """Whether anything is said of the prompt, be it that none of its tokens is visual."""
+    return _said.get() is not None
+
+
 def find(inputs: Sequence[Any]) -> tuple[int, Link] | None:
     """The place of the embeddings among the inputs of a graph, and what was said of them; None if nothing was."""
     said = _said.get()

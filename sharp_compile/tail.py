@@ -27,7 +27,7 @@ from .callers import goes_on
 from .integrations import transformers
 from .link import MARK, Shortened, carrier, shortened
 from .passes.errors import CannotPrune
-from .passes.pipeline import copy_of
+from .passes.nodes import copy_of
 from .passes.probe import Returned
 from .passes.shrink import expand_tokens
 from .passes.tail import Tail, follow_full, follow_short

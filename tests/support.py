@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,23 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}  # the logits of the tiny models are ab
 NEW = 5  # tokens that are generated
 
 Inputs = Mapping[str, Any]
+
+
+@contextmanager
+def logged(name: str, level: int) -> Iterator[list[str]]:
+    """The messages of a logger and those below it, with tracebacks, while it is open."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(handler.format(record))  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:
@@ -40,6 +59,24 @@ def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
     return longer
 
 
+def with_padding_moved(inputs: Inputs, where: str) -> dict[str, Any]:
+    """The inputs with the padding in front of each row moved "behind" it, "between" its last tokens, or "everywhere".
+
+    "between" is in front of the last two tokens; "everywhere" is a third each in front, between and behind.
+    """
+    shares = {"front": (3, 0, 0), "between": (0, 3, 0), "behind": (0, 0, 3), "everywhere": (1, 1, 1)}[where]
+    rows = []
+    for mask in inputs["attention_mask"]:
+        padding, real = (mask == 0).nonzero().flatten().tolist(), mask.nonzero().flatten().tolist()
+        between, behind = (len(padding) * share // 3 for share in shares[1:])
+        front = len(padding) - between - behind
+        parts = [padding[:front], real[:-2], padding[front : front + between], real[-2:], padding[front + between :]]
+        rows.append([position for part in parts for position in part])
+    order, shape = torch.tensor(rows), inputs["input_ids"].shape
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return dict(inputs) | {name: value.gather(1, order) for name, value in of_tokens.items() if value.shape == shape}
+
+
 def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str, Any]:
     """The inputs of a turn of text only [B, N] that goes on the cache of the `first` one."""
     length = inputs["input_ids"].shape[1]
@@ -51,10 +88,30 @@ def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str,
     }
 
 
-def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs) -> None:
-    """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'."""
+def real_at(inputs: Inputs, length: int, kept: torch.Tensor | None) -> torch.Tensor:
+    """Which of the `length` positions that are left of each row are no padding, bool [B, `length`].
+
+    They are those `kept` [B, S'], the last of them where fewer. Without it padding must be in front only, where it is
+    the first to go: what is left of a row ends as the row does.
+    """
+    mask = inputs["attention_mask"].bool()
+    if kept is not None and length < mask.shape[1]:
+        mask = mask.gather(1, kept)
+    elif length < mask.shape[1]:
+        assert mask.equal(mask.cummax(1).values), "with padding behind the first real token, say what was kept"
+    return mask[:, -length:]
+
+
+def assert_same_logits(
+    actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs, run: oracle.Run | None = None
+) -> None:
+    """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'.
+
+    `run` tells what was kept, where padding is not in front only.
+    """
     assert actual.shape == expected.shape
-    real = inputs["attention_mask"][:, -expected.shape[1] :].bool()
+    kept = run.kept[-1] if run is not None and run.kept else None
+    real = real_at(inputs, expected.shape[1], kept)
     assert_close(actual[real], expected[real], **TOLERANCE)
 
 
@@ -63,34 +120,42 @@ def cache_of(output: Any) -> Any:
     return getattr(output, "language_model_outputs", output).past_key_values
 
 
-def assert_same_cache(actual: Any, expected: Any, inputs: Inputs, new: int | None = None) -> None:
+def assert_same_cache(
+    actual: Any, expected: Any, inputs: Inputs, new: int | None = None, run: oracle.Run | None = None
+) -> None:
     """Equal lengths, and equal keys and values of every layer wherever a row has no padding, and equal states.
 
-    Padding is at the start of a row and is the first to be dropped, so the last columns of the mask tell what
-    is padding in a shortened layer too. What follows the prompt, `new` positions (read from the cache unless
-    told), is no padding.
+    What follows the prompt, `new` positions (read from the cache unless told), is no padding. `run` tells what was
+    kept, where padding is not in front only.
     """
     assert oracle.cache_lengths(actual) == oracle.cache_lengths(expected)
-    mask = inputs["attention_mask"].bool()
-    new = max(expected.get_seq_length() - mask.shape[1], 0) if new is None else new
-    mask = torch.cat([mask, torch.ones(len(mask), new, dtype=torch.bool)], 1)
+    length = inputs["attention_mask"].shape[1]
+    new = max(expected.get_seq_length() - length, 0) if new is None else new
     pairs = zip(oracle.cache_tensors(actual), oracle.cache_tensors(expected), strict=True)
     for layer, (ours, theirs) in enumerate(pairs):
         assert ours.keys() == theirs.keys()
+        kept = None if run is None else run.kept_in(layer)
         for name, their in theirs.items():
             our, message = ours[name], partial("{1} of layer {0}: {2}".format, layer, name)
             if "states" not in name:
-                real = mask[:, -their.shape[-2] :]
+                real = real_with_new(inputs, their.shape[-2], kept, new)
                 our, their = (tensor.movedim(-2, 1)[real] for tensor in (our, their))
             assert_close(our, their, **TOLERANCE, msg=message)
 
 
-def assert_same_generation(actual: Any, expected: Any, inputs: Inputs) -> None:
+def real_with_new(inputs: Inputs, length: int, kept: torch.Tensor | None, new: int) -> torch.Tensor:
+    """`real_at` for a layer that holds `length` positions, the last `new` of which follow the prompt."""
+    held = max(length - new, 0)
+    real = real_at(inputs, held, kept) if held else torch.ones(len(inputs["attention_mask"]), 0, dtype=torch.bool)
+    return torch.cat([real, torch.ones(len(real), length - held, dtype=torch.bool)], 1)
+
+
+def assert_same_generation(actual: Any, expected: Any, inputs: Inputs, run: oracle.Run | None = None) -> None:
     """Equal tokens, equal logits behind each of them, equal caches at the end."""
     assert actual.sequences.tolist() == expected.sequences.tolist()
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), **TOLERANCE)
     new = expected.sequences.shape[1] - inputs["input_ids"].shape[1] - 1
-    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new)
+    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new, run)
 
 
 def the_pruned_graph(reports: Sequence[Any]) -> Any:

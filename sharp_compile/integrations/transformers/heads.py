@@ -7,7 +7,7 @@ from typing import Any
 
 
 def hands_states_on(module: Any) -> bool:
-    """Whether a module is a model of transformers without a head, which returns hidden states as they are."""
+    """Whether a module is a model of transformers without a head, which returns its decoder's states as they are."""
     if "transformers" not in sys.modules:
         return False
     from transformers import PreTrainedModel

@@ -18,11 +18,17 @@ from ...link import MARK
 _NAME = "load_balancing_loss_func"
 
 
-def install_in(module: ModuleType) -> None:
-    """Lets the loss of a model's module take router logits that a pruned graph returned; others go to it as ever."""
+def install_in(module: ModuleType) -> bool:
+    """Let the loss of a model's module take router logits that a pruned graph returned; others go to it as ever.
+
+    Returns:
+        Whether the module has such a loss, and it had not been changed yet.
+    """
     loss = vars(module).get(_NAME)
-    if loss is not None and not hasattr(loss, "__wrapped__"):
-        setattr(module, _NAME, _of_own_tokens(loss))
+    if loss is None or hasattr(loss, "__wrapped__"):
+        return False
+    setattr(module, _NAME, _of_own_tokens(loss))
+    return True
 
 
 def _of_own_tokens(loss: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sharp_compile.integrations import transformers
+from sharp_compile.integrations.transformers import router
 from sharp_compile.link import MARK
 
 KEPT = torch.tensor([[0, 2, 5], [1, 4, 5]])
@@ -14,7 +14,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
 @pytest.fixture
 def loss():
     module = pytest.importorskip("transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe")
-    transformers.install()
+    router.install_in(module)
     return module.load_balancing_loss_func
 
 
