@@ -42,7 +42,8 @@ from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
 from .passes.held_positions import tell_all_positions
 from .passes.injection import Injection, find_injections, injects_into_input
-from .passes.nodes import arguments, copy_of, example, is_hidden_states, writes_into_inputs
+from .passes.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
+from .passes.part import part_of
 from .passes.pipeline import Pruned, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
@@ -191,12 +192,28 @@ def _run_pruned(
 ) -> PrunedGraph:
     """The pruned `copy` of a graph, ready to run; for a call that can't be pruned the graph itself, where that may be.
 
-    A graph that has written into its inputs can't run again.
+    A graph that has written into its inputs can't run again: the text of its rows is counted before it runs.
     """
-    unpruned = None
-    if config.on_skip != "raise" and not writes_into_inputs(module.graph):
+    may_run_unpruned, count_text, unpruned = config.on_skip != "raise", None, None
+    text, length = _text_and_length(copy, pruned)
+    if may_run_unpruned and not _is_one_row(text) and writes_into_inputs(module.graph):
+        count_text = part_of(copy, (text, length))
+        may_run_unpruned = count_text is not None
+    if may_run_unpruned:
         unpruned = _compile_later(module, functools.partial(_inner, config=config))
-    return PrunedGraph(compiled, made, pruned.told, (module, copy), unpruned, config.on_skip == "warn")
+    return PrunedGraph(compiled, made, pruned.told, (module, copy), count_text, unpruned, config.on_skip == "warn")
+
+
+def _is_one_row(text: Node) -> bool:
+    """Whether `text` ``[B]`` is surely of one row, which has all visual tokens itself."""
+    value = example_tensor(text)
+    return value is not None and isinstance(value.shape[0], int) and value.shape[0] == 1
+
+
+def _text_and_length(copy: GraphModule, pruned: Pruned) -> tuple[Node, int | Node]:
+    """The text tokens of each row ``[B]``, and S', in a pruned graph."""
+    told = arguments(copy.graph.output_node())[0][-len(pruned.told) :]
+    return told[pruned.told.index("text")], pruned.lengths["pruned_length"]
 
 
 def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
-from torch._dynamo.eval_frame import _TorchDynamoContext, innermost_backend
+from torch import Tensor
+from torch._dynamo.eval_frame import _TorchDynamoContext
 from torch.fx import GraphModule
 
 from . import report
@@ -35,7 +36,7 @@ def active_backend() -> Any:
     while frame is not None:
         if frame.f_code is _COMPILE_WRAPPER:
             callback = frame.f_locals["self"].callback
-            return innermost_backend(callback) if callable(callback) else None
+            return _innermost(callback) if callable(callback) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
@@ -101,6 +102,8 @@ class PrunedGraph:
         report: that of the graph.
         told: the names of the auxiliary outputs, see `passes.pipeline.Pruned`.
         graphs: before and after pruning, for those who want to know what they take.
+        count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
+            where the graph may be run for it.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
     """
 
@@ -110,11 +113,12 @@ class PrunedGraph:
         made: GraphReport,
         told: tuple[str, ...],
         graphs: tuple[GraphModule, GraphModule],
+        count_text: Compiled | None,
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
         self.compiled, self.report, self.told, self.graphs = compiled, made, told, graphs
-        self.run_unpruned, self.warn = run_unpruned, warn
+        self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with.
@@ -122,23 +126,26 @@ class PrunedGraph:
         Raises:
             ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
         """
+        if self.count_text is not None:
+            text, kept = self.count_text(*args)
+            if has_too_much(text, kept):
+                return self._run_unpruned(text, kept, args)
         results = self.compiled(*args)
         extra = dict(zip(self.told, results[-len(self.told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
-        # Meta tensors have shapes and no data to check.
-        most = 0 if text.is_meta else int(text.max())
-        if most > kept.shape[1]:
-            return self._too_much_text(int(text.argmax()), most, kept.shape[1], args)
+        if has_too_much(text, kept.shape[1]):
+            return self._run_unpruned(text, kept.shape[1], args)
         report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
         if report.flops_wanted():
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
         return tuple(results[: -len(self.told)])
 
-    def _too_much_text(self, row: int, text: int, kept: int, args: Sequence[Any]) -> Sequence[Any]:
+    def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
+        row = int(text.argmax())
         reason = (
-            f"row {row} of the batch has {text} text tokens, but only {kept} positions are kept: its visual tokens and "
-            "padding are fewer than what is dropped of every row. The batch mixes videos with rows of little or no "
-            "video; run those apart, or with a higher retention"
+            f"row {row} of the batch has {int(text[row])} text tokens, but only {kept} positions are kept: its visual "
+            "tokens and padding are fewer than what is dropped of every row. The batch mixes videos with rows of "
+            "little or no video; run those apart, or with a higher retention"
         )
         if self.run_unpruned is None:
             raise ValueError(reason)
@@ -148,3 +155,16 @@ class PrunedGraph:
         report.keep(self.report, None)
         results: Sequence[Any] = self.run_unpruned(*args)
         return results
+
+
+def has_too_much(text: Tensor, kept: int) -> bool:
+    """Whether a row has more `text` tokens ``[B]`` than positions are kept of it."""
+    # Meta tensors have shapes and no data to check.
+    return not text.is_meta and int(text.max()) > kept
+
+
+def _innermost(backend: Any) -> Any:
+    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    return backend

@@ -275,16 +275,21 @@ def test_a_row_without_enough_visual_tokens_runs_unpruned(one_row_of_text):
         compiled(model, retention=0.1, on_skip="silent")(**one_row_of_text)
 
 
-def test_a_graph_that_has_written_into_its_inputs_is_not_run_again(one_row_of_text):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_graph_that_writes_into_its_inputs_runs_once(dynamic, one_row_of_text):
     class Counts(Toy):
         def forward(self, ids, features, count):
             count.add_(1)
             return super().forward(ids, features)
 
-    count = torch.zeros(())
-    with pytest.raises(ValueError, match="row 1 of the batch has 26 text tokens"):
-        compiled(Counts(), retention=0.1, on_skip="warn")(**one_row_of_text, count=count)
+    model, count = Counts(), torch.zeros(())
+    fast = compiled(model, dynamic, retention=0.1, on_skip="warn")
+    with pytest.warns(UserWarning, match="unpruned.* row 1 of the batch has 26 text tokens, but only 8 positions"):
+        result = fast(**one_row_of_text, count=count)
     assert count == 1
+    assert_close(result, Toy()(**one_row_of_text))
+    assert fast(**toy_inputs(rows=2), count=count)[0].shape[1] == 8
+    assert count == 2
 
 
 @pytest.mark.parametrize(
