@@ -77,7 +77,9 @@ class CompiledPerSetting:
         """Runs the graph on inputs like those it was traced with."""
         backend, compiled = self.latest
         active = active_backend()
-        if active is not backend and active is not None:
+        if active is None:
+            _, compiled = self.versions[0]
+        elif active is not backend:
             compiled = self._version(active, args)
             self.latest = active, compiled
         return compiled(*args)
