@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch.fx import Graph, GraphModule, Node
 
-from .nodes import example_tensor, is_vmapped, storage, writes_into_first
+from .nodes import ancestors, example_tensor, is_vmapped, storage_of, writes_into_first
 
 
 def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule | None:
@@ -15,21 +15,15 @@ def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule |
     Returns:
         A module that returns a tuple of the values; None where a write into a tensor might have a part in them.
     """
-    needed: set[Node] = set()
-    waiting = [result for result in results if isinstance(result, Node)]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
+    needed = ancestors(*(result for result in results if isinstance(result, Node)))
     written = [example_tensor(node.args[0]) for node in module.graph.nodes if node.args and writes_into_first(node)]
-    memory = {storage(value) for value in written if value is not None and not is_vmapped(value)}
+    memory = {storage_of(value) for value in written if value is not None and not is_vmapped(value)}
     values = [example_tensor(node) for node in needed]
-    if any(value is not None and not is_vmapped(value) and storage(value) in memory for value in values):
+    if any(value is not None and not is_vmapped(value) and storage_of(value) in memory for value in values):
         return None
     graph, copies = Graph(), dict[Node, Node]()
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or node in needed:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+    inputs = module.graph.find_nodes(op="placeholder")
+    for node in [*inputs, *(node for node in needed if node.op != "placeholder")]:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[result] if isinstance(result, Node) else result for result in results))
     return GraphModule(module, graph)

@@ -18,11 +18,13 @@ import torch
 from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
-from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
+from .integrations import accelerate
+from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
 from .said import visual_tokens
 from .selectors import Context
+from .unwrap import unwrap
 
 __all__ = [
     "Calibration",
@@ -40,14 +42,16 @@ __all__ = [
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
+accelerate.install()
+
 
 def compile(model: Model, **options: object) -> Model:
     """Compiles `model` in place; `generate` is compiled too.
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
-    graph shows it. And where a model has a `generate` of its own, which may call its language model past `forward`,
-    that is compiled too.
+    graph shows it. A model that is wrapped (PEFT, ``DistributedDataParallel``) is compiled inside of its wrappers, and
+    a ``compile`` of its class's own is not asked. As ever in torch, a deep copy of a compiled module is not compiled.
 
     Args:
         model: a module.
@@ -62,11 +66,9 @@ def compile(model: Model, **options: object) -> Model:
     Config.parse(options)
     # By its name, torch would register it, which only one thread can.
     from .backend import sharp
-    from .integrations import transformers
     from .recompilation import isolated
 
-    transformers.prepare_model(model)
-    model.compile(backend=sharp, options=options, **isolated())
-    compile_own_generate(model, options)
-    tell_visual_tokens(model)
+    inside = unwrap(model)
+    torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
+    tell_visual_tokens(inside, options)
     return model

@@ -115,10 +115,12 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
         The facts that were printed.
     """
     call: Callable[..., Any] = model
-    if getattr(model, "_compiled_call_impl", None) is None:
+    if not any(part._compiled_call_impl is not None for part in model.modules()):
         from .backend import sharp
+        from .integrations import dynamo
 
-        call = torch.compile(model._call_impl, backend=sharp)
+        with dynamo.private():
+            call = torch.compile(model._call_impl, backend=sharp)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.

@@ -15,7 +15,9 @@ from torch.fx import GraphModule
 
 from . import report
 from .flops import count_flops
+from .passes.pipeline import Pruned, kept_at
 from .report import GraphReport
+from .tail import hand_on
 
 Compiled = Callable[..., Any]
 
@@ -102,7 +104,7 @@ class PrunedGraph:
     Attributes:
         compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
         report: that of the graph.
-        told: the names of the auxiliary outputs, see `passes.pipeline.Pruned`.
+        pruned: what was done to the graph; ``told`` are the names of the auxiliary outputs.
         graphs: before and after pruning, for those who want to know what they take.
         count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
             where the graph may be run for it.
@@ -113,14 +115,16 @@ class PrunedGraph:
         self,
         compiled: Compiled,
         made: GraphReport,
-        told: tuple[str, ...],
+        pruned: Pruned,
         graphs: tuple[GraphModule, GraphModule],
         count_text: Compiled | None,
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
-        self.compiled, self.report, self.told, self.graphs = compiled, made, told, graphs
+        self.compiled, self.report, self.pruned, self.graphs = compiled, made, pruned, graphs
         self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
+        ended = getattr(graphs[0], "compile_subgraph_reason", None)
+        self.broke: bool = ended is not None and ended.graph_break
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with.
@@ -132,15 +136,18 @@ class PrunedGraph:
             text, kept = self.count_text(*args)
             if has_too_much(text, kept):
                 return self._run_unpruned(text, kept, args)
-        results = self.compiled(*args)
-        extra = dict(zip(self.told, results[-len(self.told) :], strict=True))
+        results, told = self.compiled(*args), self.pruned.told
+        extra = dict(zip(told, results[-len(told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
+        stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
         if has_too_much(text, kept.shape[1]):
             return self._run_unpruned(text, kept.shape[1], args)
         report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
         if report.flops_wanted():
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
-        return tuple(results[: -len(self.told)])
+        length = extra["frame"].shape[1]
+        given = self.pruned.returned, self.pruned.states
+        return tuple(hand_on(results[: -len(told)], *given, stages, length, self.broke))
 
     def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
         row = int(text.argmax())

@@ -59,6 +59,24 @@ def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
     return longer
 
 
+def with_padding_moved(inputs: Inputs, where: str) -> dict[str, Any]:
+    """The inputs with the padding in front of each row moved "behind" it, "between" its last tokens, or "everywhere".
+
+    "between" is in front of the last two tokens; "everywhere" is a third each in front, between and behind.
+    """
+    shares = {"front": (3, 0, 0), "between": (0, 3, 0), "behind": (0, 0, 3), "everywhere": (1, 1, 1)}[where]
+    rows = []
+    for mask in inputs["attention_mask"]:
+        padding, real = (mask == 0).nonzero().flatten().tolist(), mask.nonzero().flatten().tolist()
+        between, behind = (len(padding) * share // 3 for share in shares[1:])
+        front = len(padding) - between - behind
+        parts = [padding[:front], real[:-2], padding[front : front + between], real[-2:], padding[front + between :]]
+        rows.append([position for part in parts for position in part])
+    order, shape = torch.tensor(rows), inputs["input_ids"].shape
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return dict(inputs) | {name: value.gather(1, order) for name, value in of_tokens.items() if value.shape == shape}
+
+
 def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str, Any]:
     """The inputs of a turn of text only [B, N] that goes on the cache of the `first` one."""
     length = inputs["input_ids"].shape[1]

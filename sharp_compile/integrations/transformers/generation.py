@@ -1,0 +1,72 @@
+"""Ways of compiling a model of transformers that never reach its prefill: they say so, and which way does."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from typing import Any
+
+import torch
+
+from ..declined import decline
+from ..marked import options_of
+
+_WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
+
+# The models of which it was said that a `CompileConfig` compiles no prefill.
+_said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def install() -> None:
+    """Let `generate` say it when its `CompileConfig` names this backend, whether or not it will compile anything."""
+    from transformers.generation.utils import GenerationMixin
+
+    original = GenerationMixin._valid_auto_compile_criteria
+
+    @functools.wraps(original)
+    def check(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        config = generation_config.compile_config
+        if config is not None and _is_ours(config.backend):
+            _say_prefill_is_not_compiled(self, config.options or {})
+        can_compile: bool = original(self, model_kwargs, generation_config)
+        return can_compile
+
+    GenerationMixin._valid_auto_compile_criteria = check
+
+
+def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:
+    """Say it if what is compiled, `module` or its method `target`, never sees a prompt in one graph with a decoder.
+
+    Raises:
+        CannotPrune: if so, with ``on_skip="raise"``.
+    """
+    if "transformers" not in sys.modules:
+        return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if isinstance(module, GradientCheckpointingLayer):
+        decline(
+            f"a single layer is compiled ({type(module).__name__}), as compile_regions of accelerate does, so that no "
+            f"graph shows the layers behind it; {_WAY}",
+            options,
+        )
+    config = getattr(module, "_last_compile_config", None)
+    if config is not None and _is_ours(config.backend) and getattr(target, "__func__", None) is type(module).__call__:
+        _say_prefill_is_not_compiled(module, options)
+
+
+def _is_ours(backend: Any) -> bool:
+    from ...backend import sharp
+
+    return backend == "sharp" or backend is sharp
+
+
+def _say_prefill_is_not_compiled(model: torch.nn.Module, options: dict[str, Any]) -> None:
+    if model in _said or options_of(model) is not None:
+        return
+    _said.add(model)
+    decline(
+        f"a CompileConfig compiles the steps of decoding, on a static cache, and not the prefill; {_WAY}",
+        options,
+    )
