@@ -183,6 +183,8 @@ def _compile(
     if later or linking.tail.find(inputs) is not None:
         # Prepared by the call that comes next; for other inputs when it is first needed.
         return linking
+    if linked is None:
+        linking.look_for_pixels(inputs)
     if linked is None or linking.prepare(*linked) is None:
         linking.compile_unlinked(inputs)
     return linking
@@ -406,7 +408,6 @@ class LinkedGraph:
 
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
         """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
-        self.look_for_pixels(inputs)
         if self.injects:
             self.unlinked = _compile_injecting(self.module, inputs, self.config, shown=self.shown)
         else:
