@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sharp_compile.kernels.gather_together import gather_together
-from sharp_compile.kernels.keep import keep_positions
+from sharp_compile.kernels.keep import keep_counts, keep_positions
 from torch.utils.benchmark import Timer
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding, rotate_half
@@ -63,9 +63,11 @@ def compiled(config: Qwen2Config, tokens: int, moves: bool, options: dict) -> tu
     def select(query, unrotated, hidden, is_visual, frame, cos, sin):  # type: ignore[no-untyped-def]
         key = rotate(unrotated, cos, sin)
         padding = torch.zeros_like(is_visual)
-        state = among(query), heads, key, unrotated
-        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, 1, lambda k: rotate(k, cos, sin))
-        positions = keep_positions(chosen.score(context), is_visual, padding, kept)
+        kinds = is_visual, padding, padding, is_visual.sum(1)
+        state = among(query), heads, key, unrotated, hidden, is_visual, padding, frame, None, None
+        budget, *_ = keep_counts(*kinds, kept)
+        context = Context(*state, kept, budget, 1, lambda k: rotate(k, cos, sin))
+        positions = keep_positions(chosen.score(context), *kinds, kept)
         return gather_together([value[:, None] for value in (hidden, cos, sin)], positions)
 
     whole, selection = torch.compile(layer), torch.compile(select)

@@ -1,4 +1,4 @@
-"""The one exception of the passes."""
+"""The exceptions of the passes."""
 
 
 class CannotPrune(Exception):
@@ -6,3 +6,7 @@ class CannotPrune(Exception):
 
     The message is a reason that a person can act on: what was found, and what to change.
     """
+
+
+class SelectorError(ValueError):
+    """A selector of the user's that can't be compiled; the message names it and its line."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .nodes import IN_PLACE, arguments, example, example_tensor, is_vmapped, writes_into_first
+from .nodes import IN_PLACE, arguments, example, example_tensor, is_vmapped, storage, writes_into_first
 from .sizes import expression
 
 _ARITHMETIC = ("add", "sub", "mul", "div")
@@ -39,7 +39,7 @@ def make_functional(graph: Graph, source: Node) -> None:
                 flow.add(new)
                 node, order[new] = new, order[node]
         if value is not None and not is_vmapped(value):
-            aliases.setdefault(_storage(value), []).append(node)
+            aliases.setdefault(storage(value), []).append(node)
 
 
 def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order: dict[Node, int]) -> Node | None:
@@ -49,7 +49,7 @@ def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order:
     known = _as_new(node)
     if known is None or value is None or is_vmapped(value):
         return None
-    same = aliases[_storage(value)]
+    same = aliases[storage(value)]
     read_later = [other for other in same if any(order[user] > order[node] for user in other.users)]
     is_outside = any(other.op in ("placeholder", "get_attr") for other in same)
     if is_outside or not all(_is_whole(example_tensor(other), value) for other in read_later):
@@ -99,7 +99,3 @@ def _is_whole(value: Tensor | None, of: Tensor) -> bool:
         return [expression(size) for size in (*tensor.shape, *tensor.stride(), tensor.storage_offset())]
 
     return layout(value) == layout(of)
-
-
-def _storage(value: Tensor) -> int:
-    return value.untyped_storage()._cdata

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
@@ -53,6 +55,16 @@ def fake_mode(values: Any) -> FakeTensorMode:
     `detect_fake_mode` would give.
     """
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
+
+
+@contextmanager
+def on_fakes(values: Any) -> Iterator[FakeTensorMode]:
+    """Runs operators on the example tensors among `values`, without gradients, and yields their mode.
+
+    Operators of C++ take no symbolic sizes: the Python dispatcher replaces those that need concrete ones.
+    """
+    with fake_mode(values) as mode, enable_python_dispatcher(), torch.no_grad():
+        yield mode
 
 
 def stand_in(value: Any, mode: FakeTensorMode) -> Any:
@@ -111,6 +123,19 @@ def writes_into_first(node: Node) -> bool:
     return in_place or node.target is operator.setitem
 
 
+def writes_into_inputs(graph: Graph) -> bool:
+    """Whether running a graph changes tensors that it is given."""
+    inputs = [example_tensor(node) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    storages = {storage(value) for value in inputs if value is not None}
+    targets = [example_tensor(node.args[0]) for node in graph.nodes if node.args and writes_into_first(node)]
+    return any(value is not None and not is_vmapped(value) and storage(value) in storages for value in targets)
+
+
+def storage(value: Tensor) -> int:
+    """The number of the memory that a tensor shares with its views."""
+    return value.untyped_storage()._cdata
+
+
 def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs what `node` calls on other arguments.
 
@@ -130,3 +155,12 @@ def where(node: Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
     return f"{name} ({place})" if place else f"{name}"
+
+
+def copy_of(module: GraphModule) -> GraphModule:
+    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    copy = GraphModule(module, graph)
+    copy.meta = dict(module.meta)
+    return copy

@@ -8,7 +8,6 @@ all of this happens in a copy.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
 from .functional import make_functional
+from .held_positions import tell_kept_positions
 from .hoist import hoist
 from .injection import Injection
 from .nodes import arguments, example, example_tensor
@@ -33,11 +33,13 @@ from .queries import query_module
 from .ranks import find_ranks
 from .rotation import find_rotation
 from .segment_mask import check_maskable, emit_segment_mask, first_masked
-from .select import Tokens, emit_selection, merges, padding_mask, visual_mask
+from .select import Tokens, emit_selection, padding_mask, token_kinds, tried, visual_mask
+from .selector_functions import name_of
 from .shrink import Shrinker
 from .sizes import expression
-from .static_cache import follow_length, scored_attention
+from .static_cache import follow_length, moving_buffers, restore_length, scored_attention
 from .stream import check_carries_all
+from .whole_slices import write_whole_slices
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,6 @@ class Pruned:
     lengths: dict[str, int | Node]
     hoisted: bool
     told: tuple[str, ...]
-
-
-def copy_of(module: GraphModule) -> GraphModule:
-    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    copy = GraphModule(module, graph)
-    copy.meta = dict(module.meta)
-    return copy
 
 
 def prune(
@@ -89,6 +82,7 @@ def prune(
         return None
     emit = Emitter(module, trace)
     make_functional(module.graph, injection.embeddings)
+    write_whole_slices(module.graph)
     buffers = follow_length(emit, injection.embeddings)
     flex = read_as_fused(emit, injection.embeddings)
     decoder = find_decoder(module.graph, injection.embeddings)
@@ -112,17 +106,17 @@ def prune(
         ranks is not None and ranks.share_heads(place.cut.layer, place.hidden, attention, rotation)
         for place, attention, rotation in zip(places, scored, rotations, strict=True)
     ]
-    merging = merges(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
-    if merging:
+    chosen = tried(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
+    if chosen.merges:
         for place in places:
-            check_carries_all(decoder, place, _name_of(config.selector))
+            check_carries_all(decoder, place, f"selector={name_of(config.selector)!r}")
     steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
     cuts = [place.after for place in places]
     hoisted, queries = None, None
     layer = decoder.layers[places[0].cut.layer]
-    if config.hoist and layer is not None and not (merging or steered):
+    if config.hoist and layer is not None and not (chosen.merges or steered):
         hoisted = hoist(places[0], layer, scored_attention(layer, buffers).key)
     if hoisted is not None:
         try:
@@ -147,7 +141,7 @@ def prune(
         sequence = emit.size(injection.embeddings, 1)
         visual = _visual_tokens(emit, injection)
         masks = [mask for mask in [masked.mask] if mask is not None]
-        tokens = Tokens(is_visual, emit(is_padding, is_visual, *masks), frame)
+        tokens = Tokens(*emit(token_kinds(is_padding), is_visual, frame, *masks, results=5))
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
     least = least_tokens(plans)
     scores = None
@@ -155,7 +149,8 @@ def prune(
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, place.cut, visual)
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            if isinstance(length := example(pruned), int) and length < least:
+            # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
+            if least > 1 and (length := example(pruned)) is not None and bool(length < least):
                 raise CannotPrune(
                     f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state "
                     "(a sliding window in a static cache, a convolution); use a dynamic cache or a higher retention"
@@ -165,14 +160,13 @@ def prune(
             hidden = shrinker.read(place.hidden, stage)
             chosen_here = emit_selection(
                 emit,
-                place.cut.layer,
+                place.cut,
                 attention,
                 hidden,
                 rotation,
                 tokens,
                 chosen,
                 pruned,
-                merging,
                 queries if stage == 0 else None,
                 ranks,
                 share_heads[stage],
@@ -191,6 +185,14 @@ def prune(
         "text": text,
     }
     told = {name: node for name, node in told.items() if node is not None}
+    for buffer in moving_buffers(module.graph, buffers):
+        if stage_of_buffer := plans[buffer].stage if buffer in plans else 0:
+            short = shrinker.stages[stage_of_buffer - 1].length
+            with emit.before(module.graph.output_node()):
+                dropped = emit.arithmetic(operator.sub, sequence, short)
+            restore_length(emit, buffer, dropped)
+    kept_at = [stage.original for stage in shrinker.stages]
+    tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_at)
     _return_also(module.graph, *told.values())
     write_back(emit, flex)
     module.graph.lint()
@@ -203,12 +205,6 @@ def prune(
     }
     cuts_done = tuple(place.cut for place in places)
     return Pruned(cuts_done, len(decoder.layers), remark, lengths, hoisted is not None, tuple(told))
-
-
-def _name_of(selector: str | Callable[..., Any]) -> str:
-    """A selector as reasons name it."""
-    name = selector if isinstance(selector, str) else getattr(selector, "__name__", type(selector).__name__)
-    return f"selector={name!r}"
 
 
 def _check_scored(attention: Attention, layer: int) -> None:

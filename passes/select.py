@@ -11,16 +11,18 @@ from torch import SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
+from ..config import Cut
 from ..kernels.attention_rows import may_see
-from ..kernels.keep import keep_positions
+from ..kernels.keep import keep_counts, keep_positions, leading
 from ..selectors import Context, Rule
 from ..selectors.context import among
 from .attention import Attention
 from .emit import Emitter
-from .errors import CannotPrune
+from .errors import CannotPrune, SelectorError
 from .nodes import example, example_tensor, stand_in
 from .ranks import Ranks
 from .rotation import Rotation, rotation_module
+from .selector_functions import named, on_copies, try_selector
 from .sizes import expression
 
 
@@ -28,12 +30,21 @@ from .sizes import expression
 class Tokens:
     """The kinds of the tokens of one stage, as nodes ``[B, S]``.
 
-    ``is_visual`` and ``is_padding`` are bool; ``frame`` is int64, -1 where a token is not visual.
+    ``is_visual`` (real tokens only), ``is_padding`` and ``is_leading`` (the padding in front of the first real token of
+    a row) are bool; ``frame`` is int64, -1 where a token is not visual. ``visual`` ``[B]`` int64 is the number of
+    visual tokens that each row had before any cut.
     """
 
     is_visual: Node
     is_padding: Node
+    is_leading: Node
     frame: Node
+    visual: Node
+
+    @property
+    def kinds(self) -> tuple[Node, Node, Node, Node]:
+        """All that has an entry for each token."""
+        return self.is_visual, self.is_padding, self.is_leading, self.frame
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,21 @@ def padding_mask(
     return is_padding
 
 
+def token_kinds(is_padding: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """A function that makes the tensors of `Tokens` from ``(is_visual, frame, mask)``.
+
+    Args:
+        is_padding: what `padding_mask` returns.
+    """
+
+    def kinds(is_visual: Tensor, frame: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        padding = is_padding(is_visual, *masks)
+        visual = is_visual & ~padding
+        return visual, padding, leading(padding), frame.where(visual, -1), visual.sum(1)
+
+    return kinds
+
+
 def visual_mask(*masks: Tensor) -> Tensor:
     """Masks of injections, ``[B, S, 1 or C]`` bool each, as one ``[B, S]``."""
     whole = [mask[..., 0] if mask.shape[-1] == 1 or mask.stride(-1) == 0 else mask.any(-1) for mask in masks]
@@ -96,16 +122,18 @@ def visual_mask(*masks: Tensor) -> Tensor:
     return whole[0]
 
 
-def merges(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> bool:
-    """Whether a rule also tells which tokens stand for others. Of a function that shows when it is called.
+def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> Rule:
+    """A user's function as a rule that the passes can rely on; a rule of ours as it is.
 
-    It is called on fake tensors of the sizes that the graph was traced with; the arguments are `emit_selection`'s.
+    It is called once on fake tensors, of the sizes that the graph was traced with. That shows whether it tells which
+    tokens stand for others, and which tensors of the layer it writes into: those it gets as copies from then on.
+    The other arguments are `emit_selection`'s.
 
     Raises:
-        ValueError: for a function that returns neither scores nor a pair.
+        SelectorError: for a function that looks at the values of tensors, or fails.
     """
     if rule.merges is not None:
-        return rule.merges
+        return rule
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def like(value: Any) -> Any:
@@ -119,25 +147,23 @@ def merges(rule: Rule, layer: int, attention: Attention | None, hidden: Node, ro
             torch.empty(rows, length, dtype=dtype, device=entering.device)
             for dtype in (torch.bool, torch.bool, torch.int64)
         ]
-        try:
-            of_layer = [*map(like, state)]
-            context = _context(layer, entering, kinds, length, of_layer, rotate, [*map(like, inputs)])
-            result = rule.score(context)
-        except Exception:  # whatever a function raises: it is raised again where the function is put into the graph
-            return False
-        return _checked(result, kinds[0])[1] is not None
+        budget = torch.empty(rows, dtype=torch.int64, device=entering.device)
+        of_layer = [*map(like, state)]
+        context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
+        result, written = try_selector(rule.score, context)
+        merging = _checked(result, kinds[0])[1] is not None
+    return replace(rule, score=on_copies(rule.score, written), merges=merging)
 
 
 def emit_selection(
     emit: Emitter,
-    layer: int,
+    cut: Cut,
     attention: Attention | None,
     hidden: Node,
     rotation: Rotation | None,
     tokens: Tokens,
     rule: Rule,
     kept: int | Node,
-    merging: bool,
     queries: tuple[GraphModule, list[Node]] | None = None,
     ranks: Ranks | None = None,
     share_heads: bool = False,
@@ -146,66 +172,75 @@ def emit_selection(
 
     Args:
         emit: adds traced functions to the graph.
-        layer: the number of the scoring layer.
+        cut: the scoring layer, and the share of the visual tokens that is kept.
         attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
         hidden: what enters the layer, ``[B, S, C]``.
         rotation: that of the layer's keys, None without attention.
         tokens: the kinds of the layer's tokens.
-        rule: the selection rule.
+        rule: the selection rule, as `tried` gives it.
         kept: how many tokens a row keeps, a number or the node of one.
-        merging: what `merges` says of the rule.
         queries: the function of `passes.queries` and its inputs, where the layer does not compute all queries.
         ranks: those that share the work, None where there are no others.
         share_heads: whether they share the heads of the layer.
     """
     rotate, state, rotation_inputs = _layer_state(attention, rotation)
+    merging = bool(rule.merges)
+    score = named(rule.score) if emit.trace else rule.score
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
 
     def select(
-        hidden: Tensor, is_visual: Tensor, is_padding: Tensor, frame: Tensor, kept: int, *others: Any
+        hidden: Tensor,
+        is_visual: Tensor,
+        is_padding: Tensor,
+        is_leading: Tensor,
+        frame: Tensor,
+        visual: Tensor,
+        kept: int,
+        *others: Any,
     ) -> tuple[Tensor, ...]:
-        kinds = is_visual, is_padding, frame
         of_layer, others = others[: len(state)], others[len(state) :]
         constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
         inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
         with torch.no_grad():
-            context = _context(layer, hidden, kinds, kept, of_layer, rotate, inputs)
+            kinds = is_visual, is_padding, is_leading, cut.kept(visual)
+            budget, *_ = keep_counts(*kinds, kept)
+            told = is_visual, is_padding, frame
+            context = _context(cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and share_heads:
                 context = _with_all_heads(context, ranks)
-            scores, into = _checked(rule.score(context, *constants), is_visual)
+            scores, into = _checked(score(context, *constants), is_visual)
             if (into is not None) != merging:
-                raise ValueError("the selector must return a pair always or never, on fake tensors too")
-            positions = keep_positions(scores, is_visual, is_padding, kept)
+                raise SelectorError("the selector must return a pair always or never, on fake tensors too")
+            positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
                 positions = ranks.agreed(positions)
                 into = None if into is None else ranks.agreed(into)
-            of_kept = (kind.gather(1, positions) for kind in kinds)
-            standing = () if into is None else (_standing(into, is_visual & ~is_padding),)
+            of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
+            standing = () if into is None else (_standing(into, is_visual),)
             segments = () if rule.segments is None else (rule.segments(context),)
             return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
 
-    positions, scores, *others = emit(
+    positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
         select,
         hidden,
-        tokens.is_visual,
-        tokens.is_padding,
-        tokens.frame,
+        *tokens.kinds,
+        tokens.visual,
         kept,
         *state,
         *(emit.constant(value, like=hidden) for value in rule.constants),
         *rotation_inputs,
         *query_inputs,
-        results=5 + merging + (rule.segments is not None),
+        results=6 + merging + (rule.segments is not None),
     )
     return Selection(
         positions,
         scores,
-        others[3] if merging else None,
-        Tokens(*others[:3]),
+        others[0] if merging else None,
+        Tokens(is_visual, is_padding, is_leading, frame, tokens.visual),
         None if rule.segments is None else others[-1],
     )
 
@@ -232,11 +267,12 @@ def _context(
     hidden: Tensor,
     kinds: Sequence[Tensor],
     kept: int,
+    budget: Tensor,
     state: Sequence[Any],
     rotate: Callable[..., Tensor],
     inputs: Sequence[Any],
 ) -> Context:
-    """The context of a layer's tensors: those of `Tokens`, and those of `_layer_state`."""
+    """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
     query, key, unrotated, by_token, mask, scale, heads = state
     if by_token:
@@ -256,6 +292,7 @@ def _context(
         scale,
         mask,
         kept,
+        budget,
         layer,
         rotate=lambda keys: rotate(keys, *inputs),
     )
@@ -308,7 +345,7 @@ def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
     into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
     if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
         got = " and ".join(map(_told, result)) if is_pair else _told(result)
-        raise ValueError(
+        raise SelectorError(
             f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
             "and the position of what stands for each token, int64 of that shape"
         )

@@ -17,7 +17,7 @@ from ..kernels.gather import gather_tokens
 from ..kernels.gather_together import gather_together
 from ..kernels.merge import merge_tokens
 from .emit import Emitter
-from .nodes import example, fake_mode, leaves_of, run, with_leaves
+from .nodes import example, leaves_of, on_fakes, run, with_leaves
 from .probe import Gather, Length, NodePlan, Recount, Repair
 
 
@@ -116,7 +116,7 @@ class Shrinker:
             # The selection of the next stage is traced with what this node holds now.
             values = [example(leaf) for leaf in leaves]
             args, kwargs = with_leaves(node, values)
-            with fake_mode(values), torch.no_grad():
+            with on_fakes(values):
                 node.meta["example_value"] = run(node, args, kwargs)
 
     def _repaired(self, leaf: object, repair: Repair, stage: int) -> object:

@@ -6,8 +6,11 @@ A static cache holds keys in a buffer with room for L positions. In a prefill it
 
 with ``length`` an integer tensor of the cache, of one element, which is 0 there. The same is ``pad(keys, L - S)`` and
 ``length.add_(keys.size(2))``, and that form is right for any number of keys: behind a cut the buffer gets
-S' + (L - S) positions, as much room as before, and the last columns of a mask of L belong to it as they
-do to a dynamic cache (`integrations.transformers`).
+S' + (L - S) positions, as much room as before.
+
+A layer with a sliding window is another thing: once as many positions were seen as it has room for, it loses its
+oldest one for each that comes. Those that it holds may be far apart behind a cut, and all still in the window. So its
+buffer is handed back as long as it was: nothing is lost before the window is full of positions that were kept.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.fx import Graph, Node
 
 from .attention import Attention
 from .emit import Emitter
+from .held_positions import asks_for_positions
 from .nodes import arguments, example, example_tensor, is_one_number
 from .sizes import expression
 
@@ -65,6 +69,22 @@ def follow_length(emit: Emitter, embeddings: Node) -> dict[Node, Node]:
         for user in list(length.users):
             _count(graph, user, source, axis)
     return padded
+
+
+def moving_buffers(graph: Graph, buffers: Mapping[Node, Node]) -> list[Node]:
+    """Those of the buffers that `follow_length` found which belong to a layer that moves on (a sliding window)."""
+    asking = [node for node in asks_for_positions(graph) if node.args[2]]
+    moving = {source for node in asking for source in node.args[:2]}
+    return [buffer for buffer, source in buffers.items() if source in moving]
+
+
+def restore_length(emit: Emitter, buffer: Node, dropped: int | Node) -> None:
+    """Hand back a buffer as long as it was, once its graph is rewritten for `dropped` tokens less."""
+    *behind, _ = arguments(buffer)[1]
+    output = emit.graph.output_node()
+    with emit.before(output):
+        restored = emit.graph.call_function(F.pad, (buffer, [*behind, dropped]))
+    output.replace_input_with(buffer, restored)
 
 
 def scored_attention(attention: Attention, buffers: Mapping[Node, Node]) -> Attention:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .held_positions import HELD_POSITIONS
 from .nodes import ONE_NUMBER
 from .sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 from .wrappers import is_wrapper, plain_tensors
@@ -313,7 +314,7 @@ _RULES: dict[Any, Callable[..., None]] = {
             ),
             *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
             *(aten.floor_divide, aten.remainder),
-            *_ACROSS_RANKS,
+            *(*_ACROSS_RANKS, HELD_POSITIONS),
         ),
         TokenRules.reshape: (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias),
         TokenRules.over_dims: (

@@ -19,6 +19,7 @@ from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
 from .integrations import accelerate
+from .integrations.transformers import generation
 from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
@@ -43,6 +44,7 @@ __all__ = [
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 accelerate.install()
+generation.install()
 
 
 def compile(model: Model, **options: object) -> Model:
@@ -65,11 +67,12 @@ def compile(model: Model, **options: object) -> Model:
         ValueError: for a bad option, before anything is compiled.
     """
     Config.parse(options)
-    # Loaded now: it looks for the libraries that are. By its name, torch would register it, which only one thread can.
+    # By its name, torch would register it, which only one thread can.
     from .backend import sharp
+    from .recompilation import isolated
 
     inside = unwrap(model)
-    torch.nn.Module.compile(inside, backend=sharp, options=options)
+    torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
     compile_own_generate(inside, options)
     tell_visual_tokens(inside)
     return model

@@ -20,34 +20,37 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    ShortenTraceback,
+    Unsupported,
+    UserError,
+    exceptions_allowed_to_be_fallback,
+)
 from torch.fx import GraphModule, Node
 
-from . import report, said
+from . import dynamo_messages, recompilation, report, said
 from .config import Config
-from .flops import count_flops
-from .integrations import dynamo, transformers
+from .integrations import on_compile, transformers
+from .integrations.dynamo import TraceAgain
 from .integrations.transformers import prompt
 from .link import Link, Links, carrier
 from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
-from .passes.errors import CannotPrune
+from .passes.errors import CannotPrune, SelectorError
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
+from .passes.held_positions import tell_all_positions
 from .passes.injection import Injection, find_injections, injects_into_input
-from .passes.nodes import arguments, example, is_hidden_states
-from .passes.pipeline import Pruned, copy_of, injected_elements, prune
+from .passes.nodes import arguments, copy_of, example, is_hidden_states, writes_into_inputs
+from .passes.pipeline import Pruned, injected_elements, prune
 from .passes.select import visual_mask
 from .report import GraphReport
-
-Compiled = Callable[..., Any]
+from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 
 log = logging.getLogger("sharp_compile")
 links = Links()
-
-# The attention functions have to be in place before Dynamo traces through them. It looks this module up when
-# `torch.compile` is called, with the model there and so transformers loaded.
-transformers.install()
+_NO_VISUAL_TOKENS = "no visual tokens are injected in this graph"
 
 
 def sharp(
@@ -69,69 +72,162 @@ def sharp(
         A function that takes the graph's inputs and returns its outputs.
 
     Raises:
-        ValueError: for a bad option.
+        ValueError: for a bad option, or a selector that can't be compiled.
         CannotPrune: for a graph that can't be pruned, with ``on_skip="raise"``.
+        Exception: for a fault of the passes, likewise.
     """
+    if transformers.prepare_graph(module.graph):
+        raise TraceAgain("transformers was prepared for being pruned")
     try:
         if mode is not None:
-            raise ValueError(f'mode={mode!r} is no option of backend="sharp": give options={{"inductor": {{...}}}}')
-        return _compile(module, inputs, Config.parse(options))
-    except (ValueError, CannotPrune) as error:
+            raise ValueError(_about_mode(mode))
+        config = Config.parse(options)
+        if not _may_hold_visual_tokens(module, inputs):
+            report.add(GraphReport(False, _NO_VISUAL_TOKENS))
+            return _inner(module, inputs, config)
+        compiled = _compile(module, inputs, config)
+    except Exception as error:
         raise _for_dynamo(error) from error
+    return CompiledPerSetting(compiled, config, setting_of, functools.partial(_compile_for, module))
 
 
-def _compile(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+def setting_of(backend: Any) -> Config | None:
+    """The options with which a backend of Dynamo compiles by `sharp`; None for a backend of others.
+
+    Raises:
+        ValueError: for a bad option.
+    """
+    options: Mapping[str, Any] | None = None
+    while backend is not sharp:
+        if isinstance(backend, functools.partial):
+            given, backend = backend.keywords, backend.func
+        elif hasattr(backend, "compiler_fn"):
+            given, backend = getattr(backend, "kwargs", {}), backend.compiler_fn
+        else:
+            return None
+        if isinstance(config := given.get("config"), Config):
+            return config
+        options = given.get("options", options)
+    return Config.parse(options)
+
+
+def _active_setting() -> Config | None:
+    """The options of the compilation that this thread is in; None where it is not for this backend."""
+    try:
+        return setting_of(active_backend())
+    except ValueError:  # a bad option, of which `sharp` tells
+        return None
+
+
+recompilation.watch_limit(_active_setting)
+dynamo_messages.filter_messages(lambda: _active_setting() is not None)
+on_compile.install(setting_of)
+
+
+def _compile_for(module: GraphModule, backend: Any, config: Config | None, inputs: Sequence[Any]) -> Compiled:
+    """Compiles a graph when it runs, for another backend than it was traced for; `config` None where not for ours."""
+    if config is None:
+        return _compile_later(module, backend)
+    return _compile(module, inputs, config, later=True)
+
+
+def _may_hold_visual_tokens(module: GraphModule, inputs: Sequence[Any]) -> bool:
+    if find_injections(module.graph) or links.find(inputs) is not None or said.find(inputs) is not None:
+        return True
+    return any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder"))
+
+
+def _compile(module: GraphModule, inputs: Sequence[Any], config: Config, later: bool = False) -> Compiled:
+    """Compiles a graph that may hold visual tokens.
+
+    `later` says that it is done when the graph runs, and `inputs` are what it runs on: Dynamo has finished with the
+    graph, and will trace again what is made of it.
+    """
     linked = links.find(inputs)
     injects = bool(find_injections(module.graph))
     if injects and not injects_into_input(module.graph):
-        return _compile_injecting(module, inputs, config)
-    made = GraphReport(False, "no visual tokens are injected in this graph")
+        return _compile_injecting(module, inputs, config, later)
+    made = GraphReport(False, _NO_VISUAL_TOKENS)
     if not injects:
         linked = linked or said.find(inputs)
         report.add(made)
-        if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
-            return _inner(module, inputs, config)
     graph = LinkedGraph(module, config, made, injects)
-    if linked is None or graph.prepare(*linked) is None:
+    if (linked is None or graph.prepare(*linked) is None) and not later:
         graph.compile_unlinked(inputs)
     return graph
 
 
-def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
+def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config, later: bool = False) -> Compiled:
     """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
     began = time.perf_counter()
     copy = copy_of(module)
     injections = find_injections(copy.graph)
+    inner = functools.partial(_inner, config=config)
+    how = functools.partial(_compile_later, backend=inner) if later else functools.partial(inner, inputs=inputs)
+    made = GraphReport(False, "")
     try:
-        attempts = (prune(copy, injection, config, _ended(module)) for injection in injections)
+        attempts = (prune(copy, injection, config, _ended(module), trace=not later) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
-        if pruned is None:
-            made = GraphReport(False, "")
-            compile_copy = functools.partial(_inner, inputs=inputs, config=config)
-            compiled = _compile_publishing(Emitter(copy, trace=True), injections[-1], config, made, compile_copy)
-            report.add(made)
-            return compiled
-    except CannotPrune as reason:
-        made = report.add(GraphReport(False, str(reason)))
-        _skip(made, config)
-        return _inner(module, inputs, config)
-    how = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
-    made = report.add(GraphReport(True, how))
+        place = None if pruned else _return_injection(Emitter(copy, trace=not later), injections[-1], config)
+    except Exception as error:
+        _decline(report.add(made), config, error)
+        return how(module)
+    report.add(made)
+    if pruned is None:
+        assert place is not None
+        return _publishing(how(copy), place, made, config)
+    made.pruned = True
+    made.reason = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
     _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
-    return _telling(_inner(copy, inputs, config), made, pruned.told, (module, copy))
+    return _run_pruned(how(copy), made, pruned, config, module, copy)
 
 
-def _compile_publishing(
-    emit: Emitter,
-    injection: Injection,
-    config: Config,
-    made: GraphReport,
-    compile_copy: Callable[[GraphModule], Compiled],
-) -> Compiled:
-    """A graph that injects features and has no decoder: its run says where they are in what it returns."""
+def _run_pruned(
+    compiled: Compiled, made: GraphReport, pruned: Pruned, config: Config, module: GraphModule, copy: GraphModule
+) -> PrunedGraph:
+    """The pruned `copy` of a graph, ready to run; for a call that can't be pruned the graph itself, where that may be.
+
+    A graph that has written into its inputs can't run again.
+    """
+    unpruned = None
+    if config.on_skip != "raise" and not writes_into_inputs(module.graph):
+        unpruned = _compile_later(module, functools.partial(_inner, config=config))
+    return PrunedGraph(compiled, made, pruned.told, (module, copy), unpruned, config.on_skip == "warn")
+
+
+def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
+    """A graph that Dynamo traces once more when it first runs, for another backend."""
+    symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
+    lock = threading.RLock()
+
+    # Dynamo never traces code that is made while it compiles, and compiling is where we are: the code of the
+    # module has to be made by the first call.
+    @functools.cache
+    def compiled() -> Compiled:
+        traceable = copy_of(module)
+        make_traceable(traceable)
+        return torch.compile(traceable, backend=backend, dynamic=True if symbolic else None)
+
+    def run(*args: Any) -> Any:
+        with lock:
+            once = compiled()
+        return once(*args)
+
+    return run
+
+
+def _return_injection(emit: Emitter, injection: Injection, config: Config) -> int:
+    """Lets a graph that injects features, and has no decoder, return where they are.
+
+    Returns:
+        The place of the embeddings among its results.
+
+    Raises:
+        CannotPrune: where it does not return them.
+    """
     copy = emit.module
     output = copy.graph.output_node()
     outputs = list(arguments(output)[0])
@@ -140,15 +236,18 @@ def _compile_publishing(
             "visual features are injected in this graph, but it has no decoder and does not return the embeddings "
             "as they are: the graph that reads them can't be told where they are"
         )
-    place = outputs.index(injection.embeddings)
     with emit.before(output):
         frames = find_frames(injection, None, config.tokens_per_frame, emit)
         is_visual = emit(visual_mask, *injection.masks)
         told = [emit_frames(emit, frames, injection, is_visual), injected_elements(emit, injection)]
     output.args = ((*outputs, *told),)
     copy.recompile()
+    return outputs.index(injection.embeddings)
+
+
+def _publishing(compiled: Compiled, place: int, made: GraphReport, config: Config) -> Compiled:
+    """A graph that returns the embeddings as result `place`: its run publishes where visual features are in them."""
     made.reason = "visual features are injected in this graph, a later one has the decoder"
-    compiled = compile_copy(copy)
 
     def never_read() -> None:
         made.reason = (
@@ -209,7 +308,8 @@ class LinkedGraph:
             self.look_for_pixels(args)
         with self.lock:
             if self.unlinked is None:
-                self.unlinked = self._compile(self.module, _compile_injecting if self.injects else _inner)
+                backend = _compile_injecting if self.injects else _inner
+                self.unlinked = _compile_later(self.module, functools.partial(backend, config=self.config))
         return self.unlinked(*args)
 
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
@@ -244,10 +344,9 @@ class LinkedGraph:
                     report.add(self.report)
                 try:
                     self.linked[place] = self._prune(place)
-                except CannotPrune as reason:
+                except Exception as error:
                     self.linked[place], self.takes_over, link.read = None, True, True
-                    self.report.reason = str(reason)
-                    _skip(self.report, self.config)
+                    _decline(self.report, self.config, error)
             link.read = link.read or self.takes_over
             return self.linked[place]
 
@@ -267,7 +366,8 @@ class LinkedGraph:
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None and injection is not earlier:
             self.takes_over = True
-            return _compile_publishing(emit, injection, self.config, self.report, self._compile)
+            place = _return_injection(emit, injection, self.config)
+            return _publishing(self._compile(copy), place, self.report, self.config)
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None
@@ -276,26 +376,10 @@ class LinkedGraph:
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         _describe(self.report, pruned, began)
         _log_graphs(self.report, self.module, copy)
-        return _telling(self._compile(copy), self.report, pruned.told, (self.module, copy))
+        return _run_pruned(self._compile(copy), self.report, pruned, self.config, self.module, copy)
 
-    def _compile(self, module: GraphModule, compile_traced: Callable[..., Compiled] | None = None) -> Compiled:
-        symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
-        inner = functools.partial(compile_traced or _inner, config=self.config)
-
-        # Dynamo never traces code that is made while it compiles, and compiling is where we are: the code of the
-        # module has to be made by the first call.
-        @functools.cache
-        def compiled() -> Compiled:
-            traceable = copy_of(module)
-            make_traceable(traceable)
-            return torch.compile(traceable, backend=inner, dynamic=True if symbolic else None)
-
-        def run(*args: Any) -> Any:
-            with self.lock:
-                once = compiled()
-            return once(*args)
-
-        return run
+    def _compile(self, module: GraphModule) -> Compiled:
+        return _compile_later(module, functools.partial(_inner, config=self.config))
 
     def _measure(self) -> None:
         """Reports the lengths of the last call."""
@@ -320,46 +404,53 @@ def _in_a_frame(frame: Tensor) -> Tensor:
     return (frame >= 0).unsqueeze(-1)
 
 
-def _telling(
-    compiled: Compiled, made: GraphReport, told: tuple[str, ...], graphs: tuple[GraphModule, GraphModule]
-) -> Compiled:
-    """A pruned graph as Dynamo expects it: what it returns on top, by the names `told`, goes to the report.
-
-    `graphs` are the ones before and after pruning, for those who want to know what they take.
-    """
-
-    def run(*args: Any) -> Sequence[Any]:
-        results = compiled(*args)
-        extra = dict(zip(told, results[-len(told) :], strict=True))
-        text, kept = extra.pop("text"), extra["kept"]
-        # Meta tensors have shapes and no data to check.
-        most = 0 if text.is_meta else int(text.max())
-        if most > kept.shape[1]:
-            row = int(text.argmax())
-            raise ValueError(
-                f"row {row} of the batch has {most} text tokens, but only {kept.shape[1]} positions are kept: its "
-                "visual tokens and padding are fewer than what is dropped of every row. The batch mixes videos with "
-                "rows of little or no video; run those apart, or with a higher retention"
-            )
-        report.keep(made, **{name: tensor.clone() for name, tensor in extra.items()})
-        if report.flops_wanted():
-            made.flops = count_flops(graphs[0], args), count_flops(graphs[1], args)
-        return tuple(results[: -len(told)])
-
-    return run
-
-
 def _inner(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hands a graph over to the backend that compiles it."""
+    module = tell_all_positions(module)
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:
         return backend(module, inputs, config_patches=dict(config.inductor))
     return backend(module, inputs)
 
 
+def _about_mode(mode: str) -> str:
+    """What to write in place of a mode of Inductor's."""
+    from torch._inductor import list_mode_options
+
+    known = list_mode_options()
+    if mode not in known:
+        return f"mode={mode!r} is none of Inductor's modes: {', '.join(map(repr, known))}"
+    return f'mode={mode!r} is no option of backend="sharp": write options={{"inductor": {known[mode]}}}, the same to it'
+
+
 def _ended(module: GraphModule) -> Any:
     """Why Dynamo ended a graph where it did: it leaves that on its module."""
     return getattr(module, "compile_subgraph_reason", None)
+
+
+def _decline(made: GraphReport, config: Config, error: Exception) -> None:
+    """Does what the user asked for about a graph that the passes could not prune, because of `error`.
+
+    An exception that no pass means to raise is a fault of ours, and no reason to end the user's call.
+
+    Raises:
+        Exception: `error`, for a selector that can't be compiled and with ``on_skip="raise"``.
+    """
+    made.reason = str(error)
+    if isinstance(error, SelectorError):
+        raise error
+    if isinstance(error, CannotPrune):
+        _skip(made, config)
+        return
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    made.reason = (
+        f"a fault of sharp_compile ({what}), please report this line; the log of the module sharp_compile has the "
+        "traceback at level DEBUG"
+    )
+    log.debug("a fault in the passes", exc_info=error)
+    if config.on_skip == "raise":
+        raise error
+    _skip(made, config)
 
 
 def _skip(made: GraphReport, config: Config, may_raise: bool = True) -> None:
@@ -379,10 +470,16 @@ def _log_graphs(made: GraphReport, before: GraphModule, after: GraphModule) -> N
 
 
 def _for_dynamo(error: Exception) -> Exception:
-    """`error` as Dynamo lets it pass: others it wraps, and the user could not catch what is documented."""
-    kind = type(type(error).__name__, (ShortenTraceback, type(error)), {"__module__": type(error).__module__})
-    return kind(*error.args, first_useful_frame=None)
+    """`error` as Dynamo lets it pass, and as who documents or expects it can catch it.
 
-
-# What is compiled with this backend, by whatever door, is to reach it.
-dynamo.install(sharp)
+    Dynamo wraps most errors of a backend, and takes some for breaks of the graph, in silence.
+    """
+    kind = type(error)
+    breaks = isinstance(error, (Unsupported, UserError, *exceptions_allowed_to_be_fallback))
+    try:
+        if not breaks:
+            shown = type(kind.__name__, (ShortenTraceback, kind), {"__module__": kind.__module__})
+            return shown(*error.args, first_useful_frame=None)
+    except TypeError:  # a class that can't be combined or made from its arguments
+        pass
+    return BackendCompilerFailed(sharp, error, None)

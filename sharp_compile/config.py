@@ -22,8 +22,8 @@ from .calibration import Calibration, is_measurement
 from .parts import MOST, Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
 from .shown import shown
 
-Length = TypeVar("Length", int, torch.SymInt)
-"""A count of tokens: a number, or a symbol under dynamic shapes."""
+Length = TypeVar("Length", int, torch.SymInt, torch.Tensor)
+"""A count of tokens: a number, a symbol under dynamic shapes, or the counts of several rows."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -90,7 +90,7 @@ class Cut:
         """Return how many of `visual` tokens are kept: `ceil(share * visual)`.
 
         Args:
-            visual: An `int`, a `torch.SymInt` or a `sympy` expression.
+            visual: An `int`, a `torch.SymInt`, an int64 tensor or a `sympy` expression.
 
         Returns:
             The same kind of number. Nothing is compared on the way, so a symbol gets no guard.

@@ -117,9 +117,9 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     call: Callable[..., Any] = model
     if not any(part._compiled_call_impl is not None for part in model.modules()):
         from .backend import sharp
-        from .integrations import dynamo
+        from .integrations import on_compile
 
-        with dynamo.private():
+        with on_compile.private():
             call = torch.compile(model._call_impl, backend=sharp)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)

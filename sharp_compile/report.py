@@ -91,8 +91,17 @@ def flops_wanted() -> bool:
     return any(watcher.flops for watcher in _watchers.get())
 
 
-def keep(made: GraphReport, kept: Tensor, scores: Tensor, frame: Tensor, segment: Tensor | None = None) -> None:
-    """Notes what the run of a pruned graph kept, in its report and as the latest of this thread."""
+def keep(
+    made: GraphReport,
+    kept: Tensor | None,
+    scores: Tensor | None = None,
+    frame: Tensor | None = None,
+    segment: Tensor | None = None,
+) -> None:
+    """Notes what the run of a pruned graph kept, in its report and as the latest of this thread.
+
+    `kept` is None for a run that was not pruned.
+    """
     made.kept, made.scores, made.frame, made.segment = kept, scores, frame, segment
     _latest.kept = kept
     notice(made)

@@ -145,16 +145,21 @@ def caches() -> Any:
         model(ids, past_key_values=cache)
         cache = change(cache)
         output = model(tokens(1, 2), past_key_values=cache)
-        told.append([output.logits.tolist(), cache.get_seq_length(), [list(layer.keys.shape) for layer in cache.layers]])
+        told.append(
+            [output.logits.tolist(), cache.get_seq_length(), [list(layer.keys.shape) for layer in cache.layers]]
+        )
     static = transformers.StaticCache(config=model.config, max_cache_len=16)
     told += [model(ids, past_key_values=static).logits.tolist()]
     static.reset()
-    told += [model(ids[:, :5], past_key_values=static).logits.tolist(), [list(layer.keys.shape) for layer in static.layers]]
+    told += [
+        model(ids[:, :5], past_key_values=static).logits.tolist(),
+        [list(layer.keys.shape) for layer in static.layers],
+    ]
     return told
 
 
 def cut_back(cache: Any) -> Any:
-    cache.crop(6)
+    cache.crop(-4)
     return cache
 
 
@@ -202,7 +207,9 @@ CASES = {
     "assisted": lambda: answer(
         build("Qwen2"), {"input_ids": tokens(1, 9)}, assistant_model=build("Qwen2", num_hidden_layers=1)
     ),
-    "prompt_lookup": lambda: answer(build("Qwen2"), {"input_ids": tokens(1, 6).repeat(1, 3)}, prompt_lookup_num_tokens=3),
+    "prompt_lookup": lambda: answer(
+        build("Qwen2"), {"input_ids": tokens(1, 6).repeat(1, 3)}, prompt_lookup_num_tokens=3
+    ),
 }
 
 

@@ -7,8 +7,9 @@ second time, for people to read and for the compiled models to be measured again
         output = model(**inputs)  # or model.generate(**inputs, ...)
     run.kept[0]  # [B, S'] kept positions, cut after layer run.layers[0]
 
-Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention * V). A row with t text
-tokens keeps them all, then n = min(S' - t, its visual tokens) visual tokens, then padding.
+Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention * V). A row gives up S - S' tokens:
+padding in front of its first real token, then visual tokens down to ceil(retention * v) of its own v, then other
+padding, then the visual tokens that are left. Later positions go before equal earlier ones.
 
 A selector may also tell which visual token stands for each visual token. Behind the cut, a kept token's hidden
 state is then the mean of its own and those of the dropped tokens that it stands for.
@@ -18,9 +19,9 @@ kept positions only, and its outputs are put back where they come from, among Na
 So whatever a model does between layers is right without the oracle knowing of it. What leaves the decoder
 is shortened for good.
 
-In the prefill everything keeps its original position: rotary tables, distances, sliding windows. A decoding
-step is the stock model's on the shortened cache, with masks that fit: there a sliding window counts the keys
-that are left, and so do distances that an attention takes from the cache (Inkling 2). Static caches are not
+Everything keeps its original position: rotary tables, distances, sliding windows. A decoding step is the stock
+model's on the shortened cache, with masks of the positions that are left. Only distances that an attention takes from
+the cache count what is left (Inkling 2). Static caches are not
 pruned: their reference is the oracle on a dynamic one.
 """
 
@@ -129,8 +130,10 @@ class State:
 class Tokens:
     """What a cut needs to know of the sequence that it shortens, of length L at the layer `layer`."""
 
-    visual: torch.Tensor  # [B, L] bool
+    visual: torch.Tensor  # [B, L] bool, real tokens only
     padding: torch.Tensor  # [B, L] bool
+    leading: torch.Tensor  # [B, L] bool: the padding in front of the first real token of the whole sequence
+    least: list[int]  # ceil(retention * v) of the v visual tokens of each row of the whole sequence
     state: Callable[[], State]  # of the attention of layer `layer`
     frame: torch.Tensor  # [B, L]: the number of each visual token's frame in the whole sequence, -1 for others
     layer: int  # the scoring one
@@ -155,8 +158,8 @@ def uniform(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 
 def fastv(tokens: Tokens, counts: list[int]) -> torch.Tensor:
-    """The attention that the last position pays to each token, mean over heads (arXiv 2403.06764)."""
-    return tokens.state().weights()[:, :, -1].mean(1)
+    """The attention that the last real token pays to each token, mean over heads (arXiv 2403.06764)."""
+    return torch.stack([given[:, last_real(tokens, row)].mean(0) for row, given in enumerate(tokens.state().weights())])
 
 
 def feather(tokens: Tokens, counts: list[int]) -> torch.Tensor:
@@ -165,7 +168,7 @@ def feather(tokens: Tokens, counts: list[int]) -> torch.Tensor:
     scores = 2 * uniform(tokens, [3 * count // 10 for count in counts])
     for row in range(len(counts)):
         visual = tokens.visual[row].nonzero().flatten()
-        query, key = state.query_unrotated[row, :, -1], state.unrotated[row][:, visual]
+        query, key = state.query_unrotated[row, :, last_real(tokens, row)], state.unrotated[row][:, visual]
         logits = torch.stack([each @ keys.mT for each, keys in zip(query, key, strict=True)]) * state.scaling
         scores[row, visual] += logits.softmax(-1).mean(0)
     return scores
@@ -194,7 +197,8 @@ def text_attention(tokens: Tokens) -> torch.Tensor:
     It sees what the last position sees.
     """
     state = tokens.state()
-    hidden = state.logits(state.key)[:, :, -1].isinf()
+    seen = state.logits(state.key)
+    hidden = torch.stack([each[:, last_real(tokens, row)].isinf() for row, each in enumerate(seen)])
     return of_text(state.products(state.key), tokens).masked_fill(hidden, -torch.inf).softmax(-1).mean(1)
 
 
@@ -272,6 +276,11 @@ def text_behind(tokens: Tokens, row: int) -> torch.Tensor:
     return positions[(positions > last) & ~tokens.padding[row]][-64:]
 
 
+def last_real(tokens: Tokens, row: int) -> int:
+    """The position of the last real token of a row."""
+    return int((~tokens.padding[row]).nonzero().max())
+
+
 def frames(visual: torch.Tensor, tokens_per_frame: int | None) -> torch.Tensor:
     """The number of each visual token's frame [B, S], -1 for others; text between two tokens parts frames."""
     result = torch.full(visual.shape, -1)
@@ -298,33 +307,54 @@ SELECTORS = {
 
 
 def pruned_length(length: int, visual: int, retention: float) -> int:
-    """S' = S - V + ceil(retention * V), in exact arithmetic; the retention is taken to six decimals."""
-    return length - visual + ceil(Fraction(round(retention * 10**6), 10**6) * visual)
+    """S' = S - V + ceil(retention * V)."""
+    return length - visual + share_of(visual, retention)
 
 
 def keep(tokens: Tokens, length: int, choose: Choose) -> torch.Tensor:
-    """The kept positions [B, `length`], ascending: text first, then visual tokens by score, then padding.
-
-    Positions that are equal in that order are taken from the lowest up.
-    """
+    """The kept positions [B, `length`], ascending."""
     return keep_and_merge(tokens, length, choose)[0]
 
 
 def keep_and_merge(tokens: Tokens, length: int, choose: Choose) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The kept positions of `keep`, and what stands for each token [B, L], None where tokens are dropped only."""
-    text = ~tokens.visual & ~tokens.padding
-    if (text.sum(1) > length).any():
+    rows, drop = range(len(tokens.visual)), tokens.visual.shape[1] - length
+    going = [order_of_kinds(tokens, row)[:drop] for row in rows]
+    if any(len(kinds) < drop for kinds in going):
         raise ValueError(f"a row has more text tokens than the {length} positions that are kept")
-    counts = torch.minimum(length - text.sum(1), tokens.visual.sum(1)).tolist()
+    counts = [int(tokens.visual[row].sum()) - going[row].count("visual") for row in rows]
     chosen = choose(tokens, counts)
     scores, into = chosen if isinstance(chosen, tuple) else (chosen, None)
-    rows = []
-    for row in range(len(text)):
+    kept = []
+    for row in rows:
         visual = tokens.visual[row].nonzero().flatten()
-        ranked = visual[scores[row, visual].sort(descending=True, stable=True).indices]
-        order = torch.cat([text[row].nonzero().flatten(), ranked, tokens.padding[row].nonzero().flatten()])
-        rows.append(order[:length].sort().values)
-    return torch.stack(rows), into
+        best_first = visual[scores[row, visual].sort(descending=True, stable=True).indices]
+        last = {
+            "leading": positions_of(tokens.leading[row]),
+            "visual": best_first.tolist(),
+            "other": positions_of(tokens.padding[row] & ~tokens.leading[row]),
+        }
+        gone = [last[kind].pop() for kind in going[row]]
+        kept.append([position for position in range(tokens.visual.shape[1]) if position not in gone])
+    return torch.tensor(kept), into
+
+
+def order_of_kinds(tokens: Tokens, row: int) -> list[str]:
+    """What a row gives up, from the first to the last of all that it may give up."""
+    visual, leading = int(tokens.visual[row].sum()), int(tokens.leading[row].sum())
+    other = int(tokens.padding[row].sum()) - leading
+    least = min(tokens.least[row], visual)
+    return ["leading"] * leading + ["visual"] * (visual - least) + ["other"] * other + ["visual"] * least
+
+
+def positions_of(mask: torch.Tensor) -> list[int]:
+    """Where a mask [L] is True."""
+    return mask.nonzero().flatten().tolist()
+
+
+def share_of(count: int, retention: float) -> int:
+    """ceil(retention * count), in exact arithmetic; the retention is taken to six decimals."""
+    return ceil(Fraction(round(retention * 10**6), 10**6) * count)
 
 
 def merge(states: torch.Tensor, kept: torch.Tensor, into: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
@@ -359,6 +389,11 @@ class Run:
 
     kept: list[torch.Tensor] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
+
+    def kept_in(self, layer: int) -> torch.Tensor | None:
+        """The positions [B, S'] that layer `layer` sees, unless it sees all."""
+        kept = [kept for after, kept in zip(self.layers, self.kept, strict=True) if after < layer]
+        return kept[-1] if kept else None
 
 
 @contextmanager
@@ -440,6 +475,8 @@ class Pruner:
         self.seen: dict[str, Any] | None = None  # what enters the attention of the layer that runs, or ran last
         # Of the cache that the last prefill filled
         self.cache: Any = None
+        self.length = 0  # of its prompt
+        self.past = 0  # positions seen before the running call
         self.dropped: list[int] = []  # positions that each layer lacks
         self.restore: dict[int, Callable[[], None]] = {}  # by layer: makes it tell its own length again
 
@@ -462,11 +499,14 @@ class Pruner:
             self.padding = torch.zeros_like(self.visual) if mask is None else mask == 0
             self.run.kept, self.run.layers = [], []
             self.due = list(self.cuts)
-            self.cache, self.dropped = None, []
+            self.cache, self.dropped, self.length = None, [], ids.shape[1]
         elif cache is not None and cache is self.cache:
             for index, count in enumerate(self.dropped):
                 if count:
                     self.restore[index] = pretend_longer(cache.layers[index], count)
+            self.past = cache.get_seq_length()
+        else:
+            self.run.kept, self.run.layers = [], []
 
     def remember_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         def remembering(*args: Any, **kwargs: Any) -> Any:
@@ -508,8 +548,7 @@ class Pruner:
 
     def kept_in(self, layer: int) -> torch.Tensor | None:
         """The positions [B, S'] that layer `layer` sees, unless it sees all."""
-        kept = [kept for after, kept in zip(self.run.layers, self.run.kept, strict=True) if after < layer]
-        return kept[-1] if kept else None
+        return self.run.kept_in(layer)
 
     def length_in(self, layer: int) -> int:
         """The number of positions that layer `layer` sees."""
@@ -546,7 +585,7 @@ class Pruner:
             else:
                 if index in self.restore:
                     self.restore.pop(index)()
-                arguments = fit_mask(arguments, block, index)
+                arguments = fit_mask(arguments, block, index, self.kept_in(index), self.length, self.past)
             self.seen = {"hidden": arguments["hidden_states"]}
             return tuple(arguments[name] for name in names[: len(args)]), {name: arguments[name] for name in kwargs}
 
@@ -578,12 +617,14 @@ class Pruner:
         """
         if self.positions is not None:
             return self.positions, states
-        kinds = self.visual, self.padding, frames(self.visual, self.tokens_per_frame)
+        real = self.visual & ~self.padding
+        leading = torch.stack([(~pads).nonzero().min() > torch.arange(len(pads)) for pads in self.padding])
+        kinds = real, self.padding, leading, frames(real, self.tokens_per_frame)
         if self.run.kept:
             kinds = tuple(kind.gather(1, self.run.kept[-1]) for kind in kinds)
-        visual, padding, frame = kinds
-        seen = self.seen
-        tokens = Tokens(visual, padding, lambda: entering(seen), frame, layer)
+        visual, padding, leading, frame = kinds
+        seen, least = self.seen, [share_of(count, retention) for count in real.sum(1).tolist()]
+        tokens = Tokens(visual, padding, leading, least, lambda: entering(seen), frame, layer)
         length = pruned_length(self.visual.shape[1], int(self.visual.sum()) // len(self.visual), retention)
         chosen, into = keep_and_merge(tokens, length, self.choose)
         running = self.run.kept[-1] if self.run.kept else torch.arange(self.visual.shape[1]).expand_as(self.visual)
@@ -722,24 +763,44 @@ def cache_among(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in names if arguments.get(name) is not None), None)
 
 
-def fit_mask(arguments: Mapping[str, Any], block: nn.Module, index: int) -> dict[str, Any]:
-    """The arguments with a mask as wide as the keys of layer `index`, in a call that goes on a cache.
+def fit_mask(
+    arguments: Mapping[str, Any], block: nn.Module, index: int, kept: torch.Tensor | None, length: int, past: int
+) -> dict[str, Any]:
+    """The arguments with a mask for the keys that layer `index` holds, in a call that goes on a cache.
 
-    The model makes one mask for all layers of a kind. A shorter layer has lost padding first and visual
-    tokens then, so that in each row as many columns stay masked as padding was kept: the last columns are right.
+    The model makes one mask for all layers of a kind, whose columns are the last of the `past` positions that were
+    seen and those of the call. A layer behind the cut has the `kept` [B, S'] of the prompt's `length` and all that
+    follow, or the last of these. Each takes the column of its position; what has none is out of the window.
     """
     arguments = dict(arguments)
-    mask, cache = arguments.get("attention_mask"), cache_among(arguments)
-    if mask is None or cache is None or mask.dim() != 4:
+    cache, queries = cache_among(arguments), arguments["hidden_states"].shape[1]
+    layer = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+    mask = arguments.get("attention_mask")
+    shares = type(layer).__name__ == "DummyLayer"
+    if kept is None or layer is None or (mask is not None and mask.dim() != 4):
         return arguments
-    layer = cache.layers[index] if index < len(cache.layers) else None
-    if type(layer).__name__ == "DummyLayer":
+    if shares and "shared_kv_states" not in arguments:  # one that has no keys at all
+        return arguments
+    if shares:
         # Gemma 4's last layers, with the keys of the last layer of their kind before
         width = arguments["shared_kv_states"][block.self_attn.layer_type][0].shape[-2]
+        window = getattr(block.self_attn, "sliding_window", None)
     else:
         held = getattr(layer, "keys", None)
-        width = arguments["hidden_states"].shape[1] + (0 if held is None or not held.numel() else held.shape[-2])
-    return {**arguments, "attention_mask": mask[..., -width:]}
+        width = queries + (0 if held is None or not held.numel() else held.shape[-2])
+        window = layer.sliding_window if getattr(layer, "is_sliding", False) else None
+    if mask is None and window is None:
+        return arguments
+    later = torch.arange(length, past + queries).expand(len(kept), -1)
+    position = torch.cat([kept, later], 1)[:, -width:]
+    if mask is None:
+        asked = torch.arange(past, past + queries)[:, None]
+        visible = (position[:, None] <= asked) & (position[:, None] > asked - window)
+        return arguments | {"attention_mask": visible[:, None]}
+    column = position - (past + queries - mask.shape[-1])
+    fitted = gather(mask, "BHQK", "K", column.clamp_min(0))
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return arguments | {"attention_mask": fitted.masked_fill((column < 0)[:, None, None], hidden)}
 
 
 def pretend_longer(layer: Any, count: int) -> Callable[[], None]:

@@ -51,10 +51,30 @@ def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str,
     }
 
 
-def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs) -> None:
-    """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'."""
+def real_at(inputs: Inputs, length: int, kept: torch.Tensor | None) -> torch.Tensor:
+    """Which of the `length` positions that are left of each row are no padding, bool [B, `length`].
+
+    They are those `kept` [B, S'], the last of them where fewer. Without it padding must be in front only, where it is
+    the first to go: what is left of a row ends as the row does.
+    """
+    mask = inputs["attention_mask"].bool()
+    if kept is not None and length < mask.shape[1]:
+        mask = mask.gather(1, kept)
+    elif length < mask.shape[1]:
+        assert mask.equal(mask.cummax(1).values), "with padding behind the first real token, say what was kept"
+    return mask[:, -length:]
+
+
+def assert_same_logits(
+    actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs, run: oracle.Run | None = None
+) -> None:
+    """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'.
+
+    `run` tells what was kept, where padding is not in front only.
+    """
     assert actual.shape == expected.shape
-    real = inputs["attention_mask"][:, -expected.shape[1] :].bool()
+    kept = run.kept[-1] if run is not None and run.kept else None
+    real = real_at(inputs, expected.shape[1], kept)
     assert_close(actual[real], expected[real], **TOLERANCE)
 
 
@@ -63,34 +83,42 @@ def cache_of(output: Any) -> Any:
     return getattr(output, "language_model_outputs", output).past_key_values
 
 
-def assert_same_cache(actual: Any, expected: Any, inputs: Inputs, new: int | None = None) -> None:
+def assert_same_cache(
+    actual: Any, expected: Any, inputs: Inputs, new: int | None = None, run: oracle.Run | None = None
+) -> None:
     """Equal lengths, and equal keys and values of every layer wherever a row has no padding, and equal states.
 
-    Padding is at the start of a row and is the first to be dropped, so the last columns of the mask tell what
-    is padding in a shortened layer too. What follows the prompt, `new` positions (read from the cache unless
-    told), is no padding.
+    What follows the prompt, `new` positions (read from the cache unless told), is no padding. `run` tells what was
+    kept, where padding is not in front only.
     """
     assert oracle.cache_lengths(actual) == oracle.cache_lengths(expected)
-    mask = inputs["attention_mask"].bool()
-    new = max(expected.get_seq_length() - mask.shape[1], 0) if new is None else new
-    mask = torch.cat([mask, torch.ones(len(mask), new, dtype=torch.bool)], 1)
+    length = inputs["attention_mask"].shape[1]
+    new = max(expected.get_seq_length() - length, 0) if new is None else new
     pairs = zip(oracle.cache_tensors(actual), oracle.cache_tensors(expected), strict=True)
     for layer, (ours, theirs) in enumerate(pairs):
         assert ours.keys() == theirs.keys()
+        kept = None if run is None else run.kept_in(layer)
         for name, their in theirs.items():
             our, message = ours[name], partial("{1} of layer {0}: {2}".format, layer, name)
             if "states" not in name:
-                real = mask[:, -their.shape[-2] :]
+                real = real_with_new(inputs, their.shape[-2], kept, new)
                 our, their = (tensor.movedim(-2, 1)[real] for tensor in (our, their))
             assert_close(our, their, **TOLERANCE, msg=message)
 
 
-def assert_same_generation(actual: Any, expected: Any, inputs: Inputs) -> None:
+def real_with_new(inputs: Inputs, length: int, kept: torch.Tensor | None, new: int) -> torch.Tensor:
+    """`real_at` for a layer that holds `length` positions, the last `new` of which follow the prompt."""
+    held = max(length - new, 0)
+    real = real_at(inputs, held, kept) if held else torch.ones(len(inputs["attention_mask"]), 0, dtype=torch.bool)
+    return torch.cat([real, torch.ones(len(real), length - held, dtype=torch.bool)], 1)
+
+
+def assert_same_generation(actual: Any, expected: Any, inputs: Inputs, run: oracle.Run | None = None) -> None:
     """Equal tokens, equal logits behind each of them, equal caches at the end."""
     assert actual.sequences.tolist() == expected.sequences.tolist()
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), **TOLERANCE)
     new = expected.sequences.shape[1] - inputs["input_ids"].shape[1] - 1
-    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new)
+    assert_same_cache(actual.past_key_values, expected.past_key_values, inputs, new, run)
 
 
 def the_pruned_graph(reports: Sequence[Any]) -> Any:

@@ -72,7 +72,11 @@ def test_any_order(order, expected):
 
 def test_a_model_whose_file_is_loaded_last():
     """What a model's own module needs is done to those that are loaded after the backend, too."""
-    code = "import transformers.modeling_utils\n" + LOADS["backend"] + "\nimport torch\n" + """
+    code = (
+        "import transformers.modeling_utils\n"
+        + LOADS["backend"]
+        + "\nimport torch\n"
+        + """
 from tests.architectures import ALL_ARCHITECTURES
 import sharp_compile
 
@@ -84,4 +88,5 @@ with torch.no_grad():
     model(**architecture.inputs(model))
 print("PRUNED", sum(report.pruned for report in sharp_compile.reports()))
 """
+    )
     assert "PRUNED 1" in output_of(code)

@@ -28,7 +28,7 @@ def received_attention(
     Args:
         query: ``[B, H, T, D]``, the rows that attend: few (1 to 64), of any float type. After rotary embedding.
         key: ``[B, Hkv, S, D]``, of the same type; H is a multiple of Hkv (grouped-query attention).
-        weight: ``[B, T]`` float32, what each row counts.
+        weight: ``[B, T]`` float32, what each row counts. One of 0 gives nothing, whatever its query holds.
         mask: broadcastable to ``[B, H, T, S]``. Boolean: True where a row sees a key. Floating point: added
             to the logits; minus infinity, or the lowest half of what the type can hold, hides a key. None:
             every row sees every key.

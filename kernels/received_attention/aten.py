@@ -15,7 +15,8 @@ def received_attention(
     heads, rows, width = query.shape[1:]
     groups = heads // key.shape[1]
     # The query heads of a key head are one matrix, so that no key is repeated.
-    packed = query.float().reshape(query.shape[0], key.shape[1], groups * rows, width)
+    counts = (weight != 0)[:, None, :, None]
+    packed = query.float().where(counts, 0).reshape(query.shape[0], key.shape[1], groups * rows, width)
     scores = packed @ key.float().transpose(-1, -2) * (width**-0.5 if scale is None else scale)
     scores = scores.view(query.shape[0], heads, rows, key.shape[2])
     limits = torch.finfo(torch.float32)

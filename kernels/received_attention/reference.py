@@ -18,4 +18,5 @@ def received_attention(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor 
         logits = logits + mask.float()
     # softmax of a row that sees nothing is NaN.
     probability = logits.masked_fill(~visible, float("-inf")).softmax(-1).masked_fill(~visible, 0.0)
-    return (probability * weight[:, None, :, None]).sum(2).mean(1)
+    weight = weight[:, None, :, None]
+    return (probability * weight).where(weight != 0, 0.0).sum(2).mean(1)

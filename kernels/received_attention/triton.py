@@ -208,6 +208,7 @@ def _column_sums(
         # Minus infinity for a row that sees nothing: with plus infinity its probabilities are zeros, not NaN.
         total = tl.where(total == float("-inf"), float("inf"), total)
         share = tl.load(weight + batch * weight_batch + (row % rows) * weight_row, mask=inside, other=0.0)
-        received += tl.exp2(logits - total[:, None]) * share[:, None]
+        # A row of weight 0 (padding) may be NaN.
+        received += tl.where(share[:, None] != 0, tl.exp2(logits - total[:, None]) * share[:, None], 0.0)
     token = tile.to(tl.int64) * KEYS + tl.arange(0, KEYS)
     tl.store(sums + place * length + token, tl.sum(received, 0), mask=token < length)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from ..config import Config
 from ..passes.errors import CannotPrune
@@ -13,22 +11,18 @@ from ..passes.errors import CannotPrune
 log = logging.getLogger("sharp_compile")
 
 
-def decline(reason: str, options: Mapping[str, Any]) -> None:
+def decline(reason: str, config: Config) -> None:
     """Do what the user asked for about something that runs unpruned.
 
     Args:
         reason: what runs unpruned, and what to change.
-        options: those of the backend. Bad ones are left to it: it names them when it compiles.
+        config: the options.
 
     Raises:
         CannotPrune: with ``on_skip="raise"``.
     """
-    try:
-        on_skip = Config.parse(options).on_skip
-    except ValueError:
-        on_skip = "warn"
     log.info("not pruned: %s", reason)
-    if on_skip == "raise":
+    if config.on_skip == "raise":
         raise CannotPrune(reason)
-    if on_skip != "silent":
+    if config.on_skip != "silent":
         warnings.warn(f"sharp_compile prunes nothing here: {reason}", stacklevel=2)

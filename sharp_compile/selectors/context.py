@@ -17,7 +17,7 @@ class Context:
 
     A rule is a function ``score(ctx) -> Tensor[B, S]`` in plain PyTorch: higher is more important. It is
     traced into the graph, so it must not branch on the values of tensors. Only the scores of visual tokens
-    are read: text is always kept, and padding dropped first. A rule that says that it needs no attention
+    are read: text is always kept, and padding is never scored. A rule that says that it needs no attention
     may be asked at a layer that has none: there is then nothing in ``query``, the keys and ``mask``.
 
     A rule may also return a pair of scores and ``into`` ``[B, S]`` int64: the position of the token that stands for
@@ -33,14 +33,15 @@ class Context:
         grouped_key: ``[B, Hkv, S, D]``, after rotary embedding, as the graph holds it.
         grouped_key_unrotated: ``[B, Hkv, S, D]`` or with H heads, before it.
         hidden: ``[B, S, C]``, the hidden states that enter the layer.
-        is_visual: ``[B, S]`` bool.
-        is_padding: ``[B, S]`` bool.
+        is_visual: ``[B, S]`` bool, of real tokens.
+        is_padding: ``[B, S]`` bool, wherever it is in a row. The layer's mask hides it from real tokens.
         frame: ``[B, S]`` int64: the number of the frame that a visual token belongs to in its row, -1 for all
             others. Text between visual tokens starts a new frame; where else one starts, see `passes.frames`.
         scale: multiplies ``query @ key``; None for ``D ** -0.5``.
         mask: the attention mask of the layer, broadcastable to ``[B, H, S, S]``, boolean or additive; None
             for causal attention.
         kept: how many tokens of any kind a row keeps.
+        budget: ``[B]`` int64, how many visual tokens each row keeps.
         layer: the number of the scoring layer, from 0.
         rotate: applies the layer's rotary embedding to keys laid out like ``grouped_key_unrotated``.
     """
@@ -56,6 +57,7 @@ class Context:
     scale: float | None
     mask: Tensor | None
     kept: int
+    budget: Tensor
     layer: int
     rotate: Callable[[Tensor], Tensor]
 
@@ -93,14 +95,9 @@ class Context:
 
     @property
     def last(self) -> Tensor:
-        """``[1]`` int64: the last position."""
-        return torch.full((1,), self.is_visual.shape[1] - 1, device=self.is_visual.device)
-
-    @property
-    def budget(self) -> Tensor:
-        """``[B]`` int64: how many visual tokens each row keeps."""
-        text = (~self.is_visual & ~self.is_padding).sum(1)
-        return (self.kept - text).minimum(self.is_visual.sum(1)).clamp_min(0)
+        """``[B, 1]`` int64: the last real position of each row."""
+        position = torch.arange(self.is_padding.shape[1], device=self.is_padding.device)
+        return position.where(~self.is_padding, 0).amax(1, keepdim=True)
 
     def attention(self, rows: Tensor) -> Tensor:
         """``[B, H, T, S]`` float32: the probabilities of the query positions `rows`, ``[T]`` or ``[B, T]``."""

@@ -6,7 +6,7 @@ from .context import Context
 
 
 def fastv(ctx: Context) -> Tensor:
-    """The attention probability from the last position to each token, mean over heads.
+    """The attention probability from the last real position to each token, mean over heads.
 
     Returns:
         ``[B, S]`` float32.

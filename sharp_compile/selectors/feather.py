@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.received_attention import received_attention
-from .context import Context
+from .context import Context, among
 from .uniform import spread
 
 
@@ -29,6 +29,6 @@ def feather(ctx: Context) -> Tensor:
     """
     visible = ctx.visible_to(ctx.last) & ctx.is_visual[:, None, None, :]
     weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
-    query = ctx.query_unrotated.index_select(2, ctx.last)
+    query = among(ctx.query_unrotated)(ctx.last)
     scores = received_attention(query, ctx.grouped_key_unrotated, weight, visible, ctx.scale)
     return scores + 2 * spread(ctx.is_visual, 3 * ctx.budget // 10)

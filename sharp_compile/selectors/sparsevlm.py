@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.gather import gather_tokens
 from ..kernels.received_attention import received_attention
 from .context import Context
 from .sharp.text import text_rows
@@ -32,12 +33,12 @@ def sparsevlm(ctx: Context) -> Tensor:
 
 
 def _raters(ctx: Context, rows: Tensor, is_text: Tensor) -> Tensor:
-    """Which of the positions `rows` ``[T]`` are raters, ``[B, T]`` bool, of those that are text ``[B, T]``."""
+    """Which of the positions `rows` ``[B, T]`` are raters, ``[B, T]`` bool, of those that are text ``[B, T]``."""
     hidden = ctx.hidden.float()
-    logits = hidden @ hidden.index_select(1, rows).transpose(1, 2)
+    logits = hidden @ gather_tokens(hidden, rows, 1, 0).transpose(1, 2)
     likeness = logits.masked_fill(~is_text[:, None], float("-inf")).softmax(2)
     # A sum is as good as a mean: it is compared with its own mean.
-    relevance = (likeness * ctx.is_visual[..., None]).sum(1)
+    relevance = likeness.where(ctx.is_visual[..., None], 0).sum(1)
     mean = relevance.sum(1, keepdim=True) / is_text.sum(1, keepdim=True)
     # The highest is no less than the mean, but for rounding.
     return is_text & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))

@@ -1,47 +1,116 @@
-"""The rule "What is kept", against a sort in Python."""
+"""The rule "What is kept", against its words in Python."""
 
+import math
+from fractions import Fraction
+
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from sharp_compile.kernels.keep import keep_positions
+from sharp_compile.kernels.keep import keep_counts, keep_positions, leading
 
-TEXT, VISUAL, PADDING = 0, 1, 2
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([TEXT, VISUAL, PADDING]), st.integers(-3, 3).map(float)), min_size=1, max_size=30
-    ),
-    st.integers(1, 30),
-)
-def test_keeps_text_then_visual_by_score_then_padding(tokens, keep):
-    keep = min(keep, len(tokens))
-    kinds = torch.tensor([[kind for kind, _ in tokens]])
-    scores = torch.tensor([[score for _, score in tokens]])
-    actual = keep_positions(scores, kinds == VISUAL, kinds == PADDING, keep)
-
-    def importance(position):
-        kind, score = tokens[position]
-        return ([0, 1, 2][kind], -score if kind == VISUAL else 0, position)
-
-    assert actual.tolist() == [sorted(sorted(range(len(tokens)), key=importance)[:keep])]
+TEXT, VISUAL, PADDING = "tvp"
+NAN, INF = math.nan, math.inf
+SCORES = st.sampled_from([NAN, -INF, INF, -1.0, 0.0, 1.0, 2.0])
+SHARES = st.fractions(min_value=Fraction(1, 20), max_value=1, max_denominator=20)
 
 
-def test_each_row_for_itself():
-    visual = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
-    scores = torch.tensor([[1.0, 3.0, 2.0, 0.0], [0.0, 5.0, 6.0, 7.0]])
-    kept = keep_positions(scores, visual, torch.zeros_like(visual), 2)
-    assert kept.tolist() == [[1, 3], [0, 3]]
+def given_up(kinds, scores, share, drop):
+    """The positions that one row of kinds gives up, in the order of the contract; `share` of its visual tokens stay."""
+    real = [at for at, kind in enumerate(kinds) if kind != PADDING]
+    first = real[0] if real else len(kinds)
+    padding = [at for at, kind in enumerate(kinds) if kind == PADDING]
+    visual = [at for at, kind in enumerate(kinds) if kind == VISUAL]
+    visual.sort(key=lambda at: (-INF if math.isnan(scores[at]) else scores[at], -at))
+    before_padding = len(visual) - math.ceil(share * len(visual))
+    order = [
+        *(at for at in reversed(padding) if at < first),
+        *visual[:before_padding],
+        *(at for at in reversed(padding) if at > first),
+        *visual[before_padding:],
+    ]
+    return order[:drop]
 
 
-def test_scores_that_are_no_numbers_come_last():
-    nan, inf = float("nan"), float("inf")
-    scores = torch.tensor([[nan, -inf, 0.0, inf, 1.0]])
-    visual = torch.ones(1, 5, dtype=torch.bool)
-    assert keep_positions(scores, visual, ~visual, 3).tolist() == [[2, 3, 4]]
+def kinds_of(rows):
+    """What is visual and what is padding, ``[B, S]`` bool each."""
+    return (torch.tensor([[kind == each for kind, _ in row] for row in rows]) for each in (VISUAL, PADDING))
 
 
-def test_a_text_token_wins_over_an_infinite_score():
-    scores = torch.tensor([[float("inf"), 0.0]])
-    visual = torch.tensor([[True, False]])
-    assert keep_positions(scores, visual, torch.zeros_like(visual), 1).tolist() == [[1]]
+def scores_of(rows):
+    return torch.tensor([[score for _, score in row] for row in rows])
+
+
+def of_each(counts, share):
+    """That share of each number, rounded up."""
+    return (counts * share.numerator + share.denominator - 1) // share.denominator
+
+
+def kept(rows, share, keep):
+    """`keep_positions` of rows of (kind, score)."""
+    visual, padding = kinds_of(rows)
+    state = visual, padding, leading(padding), of_each(visual.sum(1), share)
+    positions = keep_positions(scores_of(rows), *state, keep)
+    budget, *_ = keep_counts(*state, keep)
+    assert visual.gather(1, positions).sum(1).equal(budget)
+    return positions.tolist()
+
+
+@st.composite
+def batches(draw):
+    """Rows of equal length, and how many positions they keep."""
+    length = draw(st.integers(1, 24))
+    token = st.tuples(st.sampled_from([TEXT, VISUAL, PADDING]), SCORES)
+    rows = draw(st.lists(st.lists(token, min_size=length, max_size=length), min_size=1, max_size=3))
+    most_text = max(sum(kind == TEXT for kind, _ in row) for row in rows)
+    keep = draw(st.integers(max(most_text, 1), length))
+    return rows, keep
+
+
+@given(batches(), SHARES)
+def test_gives_up_what_the_contract_says(batch, share):
+    rows, keep = batch
+    expected = []
+    for row in rows:
+        kinds, scores = zip(*row, strict=True)
+        gone = given_up(kinds, scores, share, len(row) - keep)
+        expected.append([at for at in range(len(row)) if at not in gone])
+    assert kept(rows, share, keep) == expected
+
+
+@given(batches(), SHARES, SHARES)
+def test_a_cut_before_the_last_one_changes_nothing(batch, share, other):
+    """Where all rows have as many visual tokens, and the scores stay."""
+    rows, _ = batch
+    counts = {sum(kind == VISUAL for kind, _ in row) for row in rows}
+    assume(len(counts) == 1)
+    (count,) = counts
+    last, first = sorted([share, other])
+    visual, padding = kinds_of(rows)
+    scores, numbers = scores_of(rows), visual.sum(1)
+    kinds = [visual, padding, leading(padding)]
+    expected = None
+    for stages in ([last], [first, last]):
+        running, state = torch.arange(len(rows[0])).expand_as(visual), [scores, *kinds]
+        for share in stages:
+            keep = len(rows[0]) - count + math.ceil(share * count)
+            positions = keep_positions(*state, of_each(numbers, share), keep)
+            running, *state = (each.gather(1, positions) for each in (running, *state))
+        expected = running if expected is None else expected
+    assert running.equal(expected)
+
+
+def test_a_share_is_of_the_visual_tokens_that_a_row_itself_has():
+    rows = ["tvvvvvvvvt", "tvvvvtpppp"]
+    tokens = [[(kind, 0.0) for kind in row] for row in rows]
+    # 10 - 6 + 3 = 7 of each: the second row gives up two of its four visual tokens, then padding from behind
+    assert kept(tokens, Fraction(1, 2), 7) == [[0, 1, 2, 3, 4, 5, 9], [0, 1, 2, 5, 6, 7, 8]]
+
+
+def test_infinite_scores_are_no_text():
+    assert kept([[(VISUAL, INF), (TEXT, 0.0)]], Fraction(1, 20), 1) == [[1]]
+
+
+@pytest.mark.parametrize("row", ["ppp", "pvp"])
+def test_rows_without_text(row):
+    assert len(kept([[(kind, 0.0) for kind in row]], Fraction(1, 2), 2)[0]) == 2

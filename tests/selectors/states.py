@@ -61,4 +61,5 @@ def both(mask, kept=11):
         projected_query=query.transpose(1, 2).flatten(2),
         rotation=turned,
     )
-    return ctx, oracle.Tokens(VISUAL, padding, lambda: state, ctx.frame, ctx.layer)
+    least = VISUAL.sum(1).tolist()
+    return ctx, oracle.Tokens(VISUAL, padding, padding, least, lambda: state, ctx.frame, ctx.layer)

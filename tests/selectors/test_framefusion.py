@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from sharp_compile.kernels.keep import keep_positions
 from torch.testing import assert_close
 
 from sharp_compile.config import Config
 from sharp_compile.selectors import rule
-from tests.selectors.test_selectors import context
+from tests.selectors.test_selectors import context, kept_positions
 
 BEFORE, PLACES = 2, 4
 
@@ -39,7 +38,7 @@ def directions(count):
 
 
 def kept(ctx, scores):
-    positions = keep_positions(scores, ctx.is_visual, ctx.is_padding, ctx.kept)
+    positions = kept_positions(ctx, scores)
     assert ctx.is_visual.gather(1, positions).sum(1).equal(ctx.budget)
     return positions
 

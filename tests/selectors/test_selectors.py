@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sharp_compile.kernels.keep import keep_counts, keep_positions, leading
 from torch.testing import assert_close
 
 from sharp_compile.config import Config
@@ -11,7 +12,10 @@ from sharp_compile.selectors.context import among
 
 
 def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=None, **changes):
-    """A state with visual tokens at `visual`, random where nothing else is said."""
+    """A state with visual tokens at `visual`, random where nothing else is said.
+
+    All visual tokens are kept before any padding is, as at a retention of 1.
+    """
     generator = torch.Generator().manual_seed(0)
     is_visual = torch.zeros(1, length, dtype=torch.bool)
     is_visual[:, visual] = True
@@ -33,7 +37,18 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
     }
     state |= changes
     query = state.pop("query")
-    return Context(queries=among(query), heads=query.shape[1], **state)
+    budget, *_ = keep_counts(*kinds(state["is_visual"], state["is_padding"]), kept)
+    return Context(queries=among(query), heads=query.shape[1], budget=budget, **state)
+
+
+def kinds(is_visual, is_padding):
+    """What `keep_counts` asks for."""
+    return is_visual, is_padding, leading(is_padding), is_visual.sum(1)
+
+
+def kept_positions(ctx, scores):
+    """The positions that a row of `ctx` keeps by these scores."""
+    return keep_positions(scores, *kinds(ctx.is_visual, ctx.is_padding), ctx.kept)
 
 
 def rule(**options):

@@ -5,14 +5,13 @@ import itertools
 
 import pytest
 import torch
-from sharp_compile.kernels.keep import keep_positions
 from torch.testing import assert_close
 
 from sharp_compile.calibration import Calibration
 from sharp_compile.parts import Dedup, Segment
 from sharp_compile.selectors.sharp.dedup import demote_copies
 from sharp_compile.selectors.sharp.segments import segments
-from tests.selectors.test_selectors import context, rule
+from tests.selectors.test_selectors import context, kept_positions, rule
 
 OFF = {"selector": "sharp", "segment": None, "debias": None, "dedup": None}
 ROWS, LENGTH, HEADS, KV_HEADS, WIDTH = 2, 14, 4, 2, 4
@@ -152,7 +151,7 @@ def test_a_measured_bias_is_stretched_to_another_length(ctx):
 
 def kept_visual(ctx, **options):
     scores = rule(**OFF | options)(ctx)
-    positions = keep_positions(scores, ctx.is_visual, ctx.is_padding, ctx.kept)
+    positions = kept_positions(ctx, scores)
     return [[p for p in row.tolist() if VISUAL.start <= p < VISUAL.stop] for row in positions]
 
 

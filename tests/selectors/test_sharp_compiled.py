@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharp_compile.kernels.keep import keep_positions
+from sharp_compile.kernels.keep import keep_counts, keep_positions
 from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -29,9 +29,11 @@ def selection(length, **options):
             return keys * table[:, None]
 
         padding = torch.zeros_like(is_visual)
+        kinds = is_visual, padding, padding, is_visual.sum(1)
+        budget, *_ = keep_counts(*kinds, kept)
         state = among(query), 4, rotate(unrotated), unrotated
-        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, 0, rotate)
-        return keep_positions(score(context), is_visual, padding, kept)
+        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, budget, 0, rotate)
+        return keep_positions(score(context), *kinds, kept)
 
     return select, (query, unrotated, hidden, is_visual, frame, table)
 

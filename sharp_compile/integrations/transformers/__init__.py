@@ -1,49 +1,61 @@
-"""What transformers needs beside the graphs that it gives rise to. Where it is not loaded, nothing is done."""
+"""What transformers needs beside the graphs that it gives rise to. Where it is not loaded, nothing is done.
+
+Nothing is changed before a model is compiled with this backend, and then only what the modules of that model define,
+and a few functions that all share. Each of these looks for a mark of ours first (a cache that a pruned model filled, a
+trace for this backend, logits that a pruned graph gave), and else runs what it was.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterable
+from types import ModuleType
 
-from . import caches, deepstack, generation, loss, masks, sequence
-from .generation import check_target, generating_parts
+from torch import nn
+from torch.fx import Graph
 
-__all__ = ["check_target", "generating_parts", "install"]
+from . import caches, deepstack, loss, masks, positions, sequence
 
-_installed = False
+_prepared: set[str] = set()
+_lock = threading.RLock()
 
 
-def install() -> None:
-    """Prepares transformers for being compiled, once a process; does nothing where it is not loaded.
+def prepare_model(model: nn.Module) -> None:
+    """Prepare what a model is made of for being compiled."""
+    _prepare(type(part) for part in model.modules())
 
-    What is to be done to a model's module is done to those that are loaded, and to each that will be as soon as it
-    defines a model.
+
+def prepare_graph(graph: Graph) -> bool:
+    """Prepare the modules that a graph was traced from.
+
+    Returns:
+        Whether code was changed that Dynamo had traced already, or may have.
     """
-    global _installed
-    if _installed or "transformers" not in sys.modules:
-        return
-    from transformers.modeling_utils import PreTrainedModel
+    stacks = (node.meta.get("nn_module_stack") or {} for node in graph.nodes)
+    return _prepare(cls for stack in stacks for _, cls in stack.values() if inspect.isclass(cls))
 
-    masks.install()
-    caches.install()
-    loss.install()
-    sequence.install()
-    generation.install()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("transformers.models."):
-            sequence.keep_whole(module)
-            masks.install_in(module)
-            for value in list(vars(module).values()):
-                if inspect.isclass(value):
-                    deepstack.make_traceable(value)
-    before = PreTrainedModel.__init_subclass__
 
-    def init_subclass(cls: type, **kwargs: Any) -> None:
-        before.__func__(cls, **kwargs)  # type: ignore[attr-defined]
-        sequence.keep_whole(sys.modules[cls.__module__])
-        masks.install_in(sys.modules[cls.__module__])
-        deepstack.make_traceable(cls)
+def _prepare(classes: Iterable[type]) -> bool:
+    if "transformers" not in sys.modules:
+        return False
+    with _lock:
+        names = {cls.__module__ for cls in classes if not cls.__module__.startswith("torch.")} - _prepared
+        changed = not _prepared
+        if changed:
+            positions.install()
+            caches.install()
+            loss.install()
+            sequence.install()
+        for name in names:
+            changed |= _prepare_module(sys.modules[name])
+        # The name of this module stands for what all models share.
+        _prepared.update(names, {__name__})
+    return changed
 
-    PreTrainedModel.__init_subclass__ = classmethod(init_subclass)  # type: ignore[assignment, method-assign]
-    _installed = True
+
+def _prepare_module(module: ModuleType) -> bool:
+    changed = [sequence.keep_whole(module), masks.install_in(module)]
+    changed += [deepstack.make_traceable(cls) for cls in list(vars(module).values()) if inspect.isclass(cls)]
+    return any(changed)

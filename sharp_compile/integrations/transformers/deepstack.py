@@ -22,23 +22,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dynamo import traces_for_sharp
+
 _NAME = "_deepstack_process"
 _PARAMETERS = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]
 
 
-def make_traceable(model_class: type) -> None:
-    """Replaces that method of a class, in what is compiled; does nothing to a class that has it not."""
+def make_traceable(model_class: type) -> bool:
+    """Replace that method of a class, in what is traced for this backend.
+
+    Returns:
+        Whether the class has it, and had not been changed yet.
+    """
     method = vars(model_class).get(_NAME)
     if method is None or hasattr(method, "__wrapped__") or list(inspect.signature(method).parameters) != _PARAMETERS:
-        return
-    if _adds_features(method):
-        setattr(model_class, _NAME, _traceable(method))
+        return False
+    if not _adds_features(method):
+        return False
+    setattr(model_class, _NAME, _traceable(method))
+    return True
 
 
 def _traceable(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def process(self: Any, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-        if not torch.compiler.is_dynamo_compiling():
+        if not (torch.compiler.is_dynamo_compiling() and traces_for_sharp()):
             return method(self, hidden_states, visual_pos_masks, visual_embeds)
         mask = visual_pos_masks.to(hidden_states.device).unsqueeze(-1)
         features = visual_embeds.to(hidden_states.device, hidden_states.dtype)

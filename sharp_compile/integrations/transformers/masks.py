@@ -1,125 +1,118 @@
-"""What `generate` of transformers needs to decode on a pruned cache.
+"""Attention masks of transformers, fitted to the positions that a layer of a pruned cache holds.
 
-Behind the cut a cache holds fewer positions than before it. transformers builds one attention mask for all
-layers, as wide as the cache of the first layer, which pruning leaves whole. A later layer has fewer keys
-than the mask has columns; that is an error in every attention function.
-
-The columns that belong to its keys are the last ones. A row keeps all of its text, and drops padding before
-visual tokens: so either it dropped padding only, and what it kept is the tail of the row, or it dropped all
-padding, and every column but those of padding is the same (visible to all that follows).
+transformers makes one mask for all layers of a kind, for all positions that were seen, or those of the last window. A
+layer behind a cut has keys of fewer positions, and knows of which (`positions`): the columns of the mask that belong
+to them are taken in front of its attention. Where transformers makes no mask, since every key that a stock cache holds
+is visible, one is made only if this layer holds keys that such a cache would not hold any more.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-# The method by which models get attention functions of any kind, and the name of their eager one where they have none.
-_LOOKUP, _EAGER = "get_interface", "eager_attention_forward"
+from . import positions
 
 # What attentions call the cache of all layers.
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 
 
-def install() -> None:
-    """Lets every attention function of transformers take a mask that is wider than its keys.
+def install_in(module: ModuleType) -> bool:
+    """Let the attentions of a model's module take masks for the positions that a pruned cache holds.
 
-    Calls whose mask fits are not changed.
+    An attention is a module that adds to a cache and takes a mask. With any other cache it runs as it was.
+
+    Returns:
+        Whether a class was changed.
     """
-    from transformers.modeling_utils import AttentionInterface
-
-    name = _LOOKUP if hasattr(AttentionInterface, _LOOKUP) else "__getitem__"
-    original = getattr(AttentionInterface, name)
-
-    def get(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return with_mask_cut_to_keys(original(self, *args, **kwargs))
-
-    setattr(AttentionInterface, name, get)
-
-
-def install_in(module: ModuleType) -> None:
-    """Does the same for what attends in a model's module past that table.
-
-    That is its eager function before transformers 5.1, and attentions that call no function: some of these cut a wide
-    mask by themselves, to its first columns.
-    """
-    from transformers.modeling_utils import AttentionInterface
-
-    eager = vars(module).get(_EAGER)
-    if eager is not None and not hasattr(AttentionInterface, _LOOKUP) and not hasattr(eager, "__wrapped__"):
-        setattr(module, _EAGER, functools.update_wrapper(with_mask_cut_to_keys(eager), eager))
+    changed = False
     for cls in list(vars(module).values()):
-        if inspect.isclass(cls) and cls.__module__ == module.__name__ and _attends_by_itself(cls):
-            _cut_before(cls)
+        if inspect.isclass(cls) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__:
+            changed |= _fit_masks_of(cls)
+    return changed
 
 
-def _attends_by_itself(cls: type) -> bool:
-    """Whether the `forward` of a class adds to a cache and looks up no attention function."""
+def _fit_masks_of(cls: Any) -> bool:
     forward = vars(cls).get("forward")
-    code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
-    return code is not None and "update" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
-
-
-def _cut_before(cls: Any) -> None:
-    """Has the mask be cut in front of an attention, if it takes a mask and a cache and is not changed yet."""
-    forward, names = cls.forward, list(inspect.signature(cls.forward).parameters)[1:]
+    if forward is None or hasattr(forward, "fits_masks"):
+        return False
+    names = list(inspect.signature(forward).parameters)[1:]
     caches = [name for name in names if name in _CACHES]
-    if not caches or "attention_mask" not in names or forward.__code__.co_name == "cutting":
-        return
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    if not caches or "attention_mask" not in names or code is None or "update" not in code.co_names:
+        return False
 
     @functools.wraps(forward)
-    def cutting(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def fitting(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
-        mask, hidden = given.get("attention_mask"), given.get(names[0])
-        if isinstance(mask, torch.Tensor) and mask.ndim == 4 and isinstance(hidden, torch.Tensor):
-            keys = _keys_after(given.get(caches[0]), getattr(self, "layer_idx", None), hidden.shape[-2])
-            if keys is not None and mask.shape[-1] > keys:
-                given["attention_mask"] = mask[..., -keys:]
+        cache = given.get(caches[0])
+        if cache is None or not positions.is_tracked(cache):
+            return forward(self, *args, **kwargs)
+        queries = given[names[0]].shape[-2]
+        given["attention_mask"] = _fitted(given.get("attention_mask"), cache, self, queries)
         return forward(self, **given)
 
-    cls.forward = cutting
+    fitting.fits_masks = True  # type: ignore[attr-defined]
+    cls.forward = fitting
+    return True
 
 
-def _keys_after(cache: Any, layer_idx: int | None, queries: int) -> int | None:
-    """How many keys a layer of a cache will give to an attention of new queries, None where that is not known."""
-    from transformers.cache_utils import Cache, StaticLayer
-
-    # A cache of an encoder and a decoder holds two others, and no layers.
-    if not isinstance(cache, Cache) or layer_idx is None or layer_idx >= len(getattr(cache, "layers", ())):
+def _fitted(mask: Any, cache: Any, attention: Any, queries: int) -> Any:
+    """A mask for the keys that an attention sees, given the one for all positions."""
+    layer, is_updated = _layer_of(cache, attention)
+    if layer is None or positions.dropped_in(layer) == 0:
+        return mask
+    first = positions.first_position(layer, queries, is_updated)
+    if mask is None and first == 0 and not positions.is_ragged(layer):
         return None
-    layer: Any = cache.layers[layer_idx]
-    if getattr(layer, "keys", None) is None or layer.keys.numel() == 0:
-        return None
-    held: int = layer.keys.shape[-2]
-    if isinstance(layer, StaticLayer):
-        return None if layer.is_sliding else held
-    return held + queries
+    if mask is not None and len(mask.shape) != 4:
+        return mask
+    columns = positions.key_positions(layer, queries, is_updated) - first
+    if isinstance(mask, BlockMask):
+        return _block_columns(mask, columns)
+    return _take_columns(mask, columns, queries)
 
 
-def with_mask_cut_to_keys(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """An attention function ``(module, query, key, value, attention_mask, ...)`` that accepts wider masks."""
+def _layer_of(cache: Any, attention: Any) -> tuple[Any, bool]:
+    """The layer of a cache from which an attention has its keys, and whether it holds the new ones already.
 
-    def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
-        is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
-        if is_mask and attention_mask.shape[-1] > key.shape[-2]:
-            attention_mask = attention_mask[..., -key.shape[-2] :]
-        elif isinstance(attention_mask, BlockMask) and attention_mask.shape[-1] > key.shape[-2]:
-            attention_mask = _last_columns(attention_mask, key.shape[-2])
-        return attention(module, query, key, value, attention_mask, *args, **kwargs)
+    A layer that holds none itself has those of an earlier layer with the same kind of window, which has run before.
+    """
+    number = attention.layer_idx
+    if number < len(cache.layers) and getattr(cache.layers[number], "keys", None) is not None:
+        return cache.layers[number], False
+    has_window = getattr(attention, "sliding_window", None) is not None
+    for layer in reversed(cache.layers[:number]):
+        if getattr(layer, "keys", None) is not None and layer.is_sliding == has_window:
+            return layer, True
+    return None, False
 
-    return attend
+
+def _take_columns(mask: Tensor | None, columns: Tensor, queries: int) -> Tensor:
+    """Columns ``[B, K]`` of a mask ``[1 or B, 1 or H, Q, T]``, boolean or additive; those outside of it are hidden."""
+    is_hidden = columns < 0
+    if mask is None:
+        return ~is_hidden[:, None, None].expand(-1, -1, queries, -1)
+    width = mask.shape[-1]
+    is_hidden = is_hidden | (columns >= width)
+    places = columns.clamp(min=0).clamp(max=width - 1)[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+    taken = mask.expand(columns.shape[0], -1, -1, -1).gather(-1, places)
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return taken.masked_fill(is_hidden[:, None, None], hidden)
 
 
-def _last_columns(mask: BlockMask, columns: int) -> BlockMask:
-    """The block mask of the last `columns` keys of `mask` ``[B, 1, Q, K]``."""
-    rows, heads, queries, keys = mask.shape
-    first = keys - columns
-    return create_block_mask(
-        lambda b, h, q, k: mask.mask_mod(b, h, q, k + first), rows, heads, queries, columns, mask.kv_indices.device
-    )
+def _block_columns(mask: BlockMask, columns: Tensor) -> BlockMask:
+    _, heads, queries, width = mask.shape
+    is_there = (columns >= 0) & (columns < width)
+    places = columns.clamp(min=0).clamp(max=width - 1)
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return is_there[b, k] & mask.mask_mod(b, h, q, places[b, k])
+
+    return create_block_mask(sees, columns.shape[0], heads, queries, columns.shape[1], mask.kv_indices.device)

@@ -36,8 +36,13 @@ def install() -> None:
         TOKEN_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
 
 
-def keep_whole(module: ModuleType) -> None:
-    """Lets each of those functions in a module be one node of a graph, if it runs its definition in PyTorch."""
+def keep_whole(module: ModuleType) -> bool:
+    """Let each of those functions in a module be one node of a graph, if it runs its definition in PyTorch.
+
+    Returns:
+        Whether there was one that was not yet.
+    """
+    changed = False
     for function in list(vars(module).values()):
         if not inspect.isfunction(function) or function in SEQUENCE_FUNCTIONS:
             continue
@@ -46,3 +51,5 @@ def keep_whole(module: ModuleType) -> None:
         if known.get("func_name", function.__name__) in _KERNELS and not known.get("is_new_implementation"):
             torch._dynamo.allow_in_graph(function)
             SEQUENCE_FUNCTIONS.add(function)
+            changed = True
+    return changed

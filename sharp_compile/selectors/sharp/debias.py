@@ -71,5 +71,5 @@ def _mean_visual_key(ctx: Context) -> Tensor:
     unrotated = ctx.grouped_key_unrotated
     visual = ctx.is_visual[:, None, :, None]
     count = visual.sum(2, keepdim=True).clamp_min(1)
-    mean = (unrotated.float() * visual).sum(2, keepdim=True) / count
+    mean = unrotated.float().where(visual, 0).sum(2, keepdim=True) / count
     return mean.to(unrotated.dtype).expand_as(unrotated)

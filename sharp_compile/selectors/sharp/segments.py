@@ -85,7 +85,7 @@ def _change(frame: Tensor, vectors: Tensor) -> Tensor:
     last = position.where(ends, length).flip(1).cummin(1).values.flip(1).clamp_max(length - 1)
     last_before = shifted(position.where(ends, -1).cummax(1).values, 1, -1).gather(1, first)
     # Sums are as good as means: the cosine does not see a factor.
-    running = (vectors.float() * (frame >= 0)[..., None]).cumsum(1)
+    running = vectors.float().where((frame >= 0)[..., None], 0).cumsum(1)
     total = _at(running, last) - _at(running, first) + _at(vectors.float(), first)
     change = 1 - torch.nn.functional.cosine_similarity(total, _at(total, last_before.clamp_min(0)), dim=-1)
     return change.where(starts & (last_before >= 0), float("-inf"))

@@ -14,19 +14,30 @@ _UNREAD = 0.6
 
 
 def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
-    """The positions of the last rows ``[T]`` int64, and which of them count in each batch row ``[B, T]`` bool.
+    """Return the positions of the last 64 real tokens of each row, and which of them count.
 
-    The text behind the last visual token counts, the last 64 tokens of it where there are more; the last
-    position, which is the last of the rows, always does.
+    The text behind the last visual token counts, and the last real position always does. It is the last of the 64; rows
+    of fewer real tokens begin with positions that do not count.
+
+    Returns:
+        ``[B, T]`` int64 and ``[B, T]`` bool.
     """
-    length = ctx.is_visual.shape[1]
-    position = torch.arange(length, device=ctx.is_visual.device)
-    # A fixed number of rows, so that no length is compared with it; those before the start count nothing.
-    wanted = torch.arange(_MOST_ROWS, device=position.device) + (length - _MOST_ROWS)
+    position = torch.arange(ctx.is_visual.shape[1], device=ctx.is_visual.device)
+    # A fixed number of rows, so that no length is compared with it.
+    wanted = torch.arange(_MOST_ROWS, device=position.device)
+    place = _MOST_ROWS - 1 - _real_behind(ctx.is_padding)
+    # What has no place among them goes to one more, which is cut off.
+    place = place.where(~ctx.is_padding & (place >= 0), _MOST_ROWS)
+    unplaced = torch.full_like(place[:, :1], -1).expand(-1, _MOST_ROWS + 1)
+    rows = unplaced.scatter(1, place, position.expand_as(place))[:, :_MOST_ROWS]
     last_visual = position.where(ctx.is_visual, -1).amax(1, keepdim=True)
-    counts = (wanted > last_visual) & (wanted >= 0)
-    rows = wanted.clamp_min(0)
-    return rows, (counts & ~ctx.is_padding[:, rows]) | (wanted == length - 1)
+    return rows.clamp_min(0), (rows > last_visual) | (wanted == _MOST_ROWS - 1)
+
+
+def _real_behind(is_padding: Tensor) -> Tensor:
+    """How many real tokens are behind each position, ``[B, S]`` int64."""
+    real = (~is_padding).cumsum(1)
+    return real[:, -1:] - real
 
 
 def text_query(ctx: Context) -> Tensor:
@@ -42,9 +53,11 @@ def text_query(ctx: Context) -> Tensor:
     others = (counts & ~is_last).to(torch.float32)
     number = others.sum(1, keepdim=True)
     share = (number > 0) * _UNREAD ** (ctx.layer + 1)
-    weight = torch.where(is_last, 1 - share, others * share / number.clamp_min(1))
+    weight = torch.where(is_last, 1 - share, others * share / number.clamp_min(1))[:, None, :, None]
     query = ctx.queries(rows)
-    return (query.float() * weight[:, None, :, None]).sum(2, keepdim=True).to(query.dtype)
+    # What does not count may be no number: the queries of padding.
+    weighted = (query.float() * weight).where(weight > 0, 0)
+    return weighted.sum(2, keepdim=True).to(query.dtype)
 
 
 def text_attention(ctx: Context, query: Tensor, key: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -1,0 +1,111 @@
+"""Acts where something is compiled with this backend, by whatever door: every one leads through `OptimizeContext`.
+
+`torch.compile(model)` and `model.compile()` give Dynamo a module or one of its methods. What is given decides whether a
+graph with a decoder can ever reach the backend:
+
+    a module              its call is compiled; `generate` of what is returned runs the module itself, uncompiled.
+    its own call          compiled in place. A module with a `generate` of its own, or one that wraps others, may call
+                          the models inside past it: so these are compiled too.
+
+What is compiled with another backend passes through as it came, behind one check.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, innermost_backend
+from torch._dynamo.utils import get_optimize_ddp_mode
+
+from ..config import Config
+from . import transformers
+from .declined import decline
+from .marked import holds_compiled, mark
+from .transformers import generation
+
+_is_private: ContextVar[bool] = ContextVar("is_private", default=False)
+
+
+def install(setting_of: Callable[[Any], Config | None]) -> None:
+    """Has Dynamo tell of what is compiled with a backend of ours, of which `setting_of` gives the options."""
+    original = OptimizeContext.__call__
+
+    @functools.wraps(original)
+    def call(context: OptimizeContext, target: Any) -> Any:
+        try:
+            config = setting_of(innermost_backend(context.callback))  # type: ignore[arg-type]
+        except ValueError:  # a bad option, which is told of when the first graph is compiled
+            config = Config.parse()
+        if config is None or _is_private.get():
+            return original(context, target)
+        return _compile(functools.partial(original, context), context, target, config)
+
+    OptimizeContext.__call__ = call  # type: ignore[assignment, method-assign]
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """Compile something for one's own use meanwhile: nothing else is compiled for it, and nothing is said."""
+    token = _is_private.set(True)
+    try:
+        yield
+    finally:
+        _is_private.reset(token)
+
+
+def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: Any, config: Config) -> Any:
+    context.enter_exit_hooks.append(_keep_graphs_whole)
+    module = target if isinstance(target, torch.nn.Module) else getattr(target, "__self__", None)
+    if not isinstance(module, torch.nn.Module):
+        return original(target)
+    transformers.prepare_model(module)
+    generation.check_target(module, target, config)
+    compiled = original(target)
+    if isinstance(compiled, OptimizedModule):
+        _say_generate_is_not_compiled(compiled, config)
+    elif target == module._call_impl:  # `module.compile()`, which gives its own call
+        mark(compiled)
+        for part in generation.generating_parts(module):
+            if part._compiled_call_impl is None:
+                part._compiled_call_impl = mark(original(part._call_impl))
+    return compiled
+
+
+def _keep_graphs_whole() -> Callable[[], None]:
+    """Keep Dynamo from cutting the graphs of a `DistributedDataParallel` into buckets, for the length of a call.
+
+    It does so to reduce the gradients of one while the next are computed. In a part of the decoder nothing can be
+    pruned: the other parts would see the full length.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return _nothing
+    return _without_buckets() if get_optimize_ddp_mode() == "ddp_optimizer" else _nothing
+
+
+_without_buckets = torch._dynamo.config._make_closure_patcher(optimize_ddp=False)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _say_generate_is_not_compiled(compiled: OptimizedModule, config: Config) -> None:
+    """Let `generate` of what `torch.compile(model)` returned say that it runs the model itself."""
+    if callable(getattr(compiled._orig_mod, "generate", None)):
+        # Past `OptimizedModule.__setattr__`, which would write to the model.
+        vars(compiled)["generate"] = functools.partial(_generate_past, compiled._orig_mod, config)
+
+
+def _generate_past(module: torch.nn.Module, config: Config, *args: Any, **kwargs: Any) -> Any:
+    if not holds_compiled(module):
+        decline(
+            "torch.compile(model).generate(...) runs the model itself, which is not compiled: call "
+            'model.compile(backend="sharp", options=...), and then model.generate(...)',
+            config,
+        )
+    return module.generate(*args, **kwargs)  # type: ignore[operator]

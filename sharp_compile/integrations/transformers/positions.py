@@ -1,0 +1,235 @@
+"""The positions of the sequence that each layer of a cache holds.
+
+Behind a cut a layer holds fewer positions than the ones before it. Which ones lives with the layer, for each row and in
+order: the positions that the pruned prefill kept, and how many it had seen. All that came later follows without a gap.
+So the positions of a layer's keys are known in every later call, compiled or not, wherever padding is::
+
+    kept [B, N], seen, seen + 1, seen + 2, ...
+
+Masks (`masks`), crops and reordering are derived from them. Stock code runs for a cache that no pruned model filled:
+each function here asks `is_tracked` first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...passes.held_positions import HELD_POSITIONS
+from ..dynamo import traces_for_sharp
+
+# Attributes of a cache, and of its layers.
+_TRACKED = "sharp_tracked"
+_KEPT, _SEEN, _RAGGED = "sharp_kept", "sharp_seen", "sharp_ragged"
+
+
+def is_tracked(cache: Any) -> bool:
+    """Whether the layers of a cache may know which positions they hold."""
+    return getattr(cache, _TRACKED, False)
+
+
+def kept_in(layer: Any) -> Tensor | None:
+    """The kept positions ``[B, N]`` int64 of a layer, negative where a row holds none; None if it holds all."""
+    kept: Tensor | None = getattr(layer, _KEPT, None)
+    return None if kept is None or kept.shape[0] == 0 else kept
+
+
+def dropped_in(layer: Any) -> int:
+    """How many positions fewer than were seen a layer holds."""
+    kept = kept_in(layer)
+    return 0 if kept is None else getattr(layer, _SEEN) - kept.shape[1]
+
+
+def is_ragged(layer: Any) -> bool:
+    """Whether rows of a layer hold different numbers of positions."""
+    return getattr(layer, _RAGGED, False)
+
+
+def key_positions(layer: Any, queries: int, is_updated: bool) -> Tensor:
+    """The positions of the keys that attention sees when a layer, which lacks some, is given new ones.
+
+    Args:
+        layer: A layer of a cache, of which `kept_in` is not None.
+        queries: The number of new positions.
+        is_updated: Whether the layer holds the new ones already.
+
+    Returns:
+        ``[B, K]`` int64, ascending in each row; negative where a row has no key.
+    """
+    from transformers.cache_utils import StaticLayer
+
+    kept, seen = kept_in(layer), getattr(layer, _SEEN)
+    assert kept is not None
+    if isinstance(layer, StaticLayer) and not layer.is_sliding:
+        # Slots that are not filled yet are keys too.
+        total = keys = layer.keys.shape[-2]
+    else:
+        held = kept.shape[1] + _seen_now(layer) - seen - (queries if is_updated else 0)
+        total = keys = held + queries
+        if isinstance(layer, StaticLayer):
+            size = layer.keys.shape[-2]
+            if total <= size:
+                total = keys = size
+            elif held >= size:
+                # A full window moves on, by all but one of its slots.
+                keys = size - 1 + queries
+        elif layer.is_sliding:
+            keys = min(held, layer.sliding_window - 1) + queries
+    later = torch.arange(seen, seen + total - kept.shape[1], device=kept.device)
+    return torch.cat([kept, later.expand(kept.shape[0], -1)], 1)[:, total - keys :]
+
+
+def first_position(layer: Any, queries: int, is_updated: bool) -> int:
+    """The position of the first column of the mask that transformers makes for layers of this kind."""
+    if not layer.is_sliding:
+        return 0
+    window = getattr(layer, "sliding_window", None) or layer.max_cache_len
+    return max(_seen_now(layer) - (queries if is_updated else 0) - window + 1, 0)
+
+
+def install() -> None:
+    """Has caches know what a pruned model leaves in them, and keep to it."""
+    from transformers.cache_utils import Cache
+
+    for name, change in {
+        "update": _noting_positions,
+        "reset": _resetting,
+        "crop": _cropping,
+        "reorder_cache": _choosing_rows(lambda kept, index: kept.index_select(0, index.to(kept.device))),
+        "batch_repeat_interleave": _choosing_rows(lambda kept, repeats: kept.repeat_interleave(repeats, dim=0)),
+        "batch_select_indices": _choosing_rows(lambda kept, indices: kept[indices]),
+    }.items():
+        method = getattr(Cache, name)
+        setattr(Cache, name, functools.wraps(method)(change(method)))
+
+
+def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
+    """`Cache.update`: an empty layer asks for the positions of its keys, where that is traced for this backend.
+
+    A sliding layer of a static cache counts what it holds, to know when it is full, and what was seen, for masks, by
+    one number: it is given the first while it is updated.
+    """
+
+    def updating(self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() and traces_for_sharp():
+            is_new = layer_idx >= len(self.layers) or _is_empty(self.layers[layer_idx])
+            if is_new:
+                result = update(self, key_states, value_states, layer_idx, *args, **kwargs)
+                layer = self.layers[layer_idx]
+                setattr(layer, _KEPT, HELD_POSITIONS(key_states, value_states, getattr(layer, "is_sliding", False)))
+                setattr(layer, _SEEN, key_states.shape[-2])
+                setattr(self, _TRACKED, True)
+                return result
+        if not is_tracked(self):
+            return update(self, key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self.layers[layer_idx]
+        dropped = dropped_in(layer) if hasattr(layer, "cumulative_length_int") else 0
+        if dropped:
+            layer.cumulative_length_int = layer.cumulative_length_int - dropped
+        result = update(self, key_states, value_states, layer_idx, *args, **kwargs)
+        if dropped:
+            layer.cumulative_length_int = layer.cumulative_length_int + dropped
+        return result
+
+    return updating
+
+
+def _resetting(reset: Callable[..., Any]) -> Callable[..., Any]:
+    """`Cache.reset`: a layer holds nothing afterwards, and a static one that was cut gets its full length back."""
+
+    def resetting(self: Any) -> None:
+        reset(self)
+        if not is_tracked(self):
+            return
+        from transformers.cache_utils import StaticLayer
+
+        for layer in self.layers:
+            if isinstance(layer, StaticLayer):
+                # The next prefill makes all buffers anew, as the first did.
+                layer.is_initialized = False
+            for name in (_KEPT, _SEEN, _RAGGED):
+                vars(layer).pop(name, None)
+
+    return resetting
+
+
+def _cropping(crop: Callable[..., Any]) -> Callable[..., Any]:
+    """`Cache.crop`: a layer holds what it held of the positions that are left."""
+
+    def cropping(self: Any, tokens_to_remove: int) -> None:
+        if not is_tracked(self):
+            return crop(self, tokens_to_remove)
+        for layer in self.layers:
+            if kept_in(layer) is None:
+                layer.crop(tokens_to_remove)
+            else:
+                # Older versions take the number of positions that are left, too; newer ones refused it just before.
+                _crop(layer, _seen_now(layer) - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove)
+        return None
+
+    return cropping
+
+
+def _crop(layer: Any, remove: int) -> None:
+    kept, seen, now = kept_in(layer), getattr(layer, _SEEN), _seen_now(layer)
+    assert kept is not None
+    left = max(now - remove, 0)
+    window = layer.sliding_window if layer.is_sliding else None
+    if window is not None and now >= window and not layer.record_past:
+        # What has left the window is gone: transformers says what to do.
+        return layer.crop(-remove)
+    # What is held begins here, in all that was kept and came later.
+    first = kept.shape[1] + now - seen - layer.keys.shape[-2]
+    if left < seen:
+        # Rows may have kept different numbers of the positions that are left: the longest decides.
+        is_left = (kept >= 0) & (kept < left)
+        counts = is_left.sum(1)
+        kept = kept.masked_fill(~is_left, -1)[:, : int(counts.max())]
+        seen = left
+        setattr(layer, _RAGGED, bool((counts != counts[0]).any()))
+    total = kept.shape[1] + left - seen
+    start = first if window is None else max(total - window + 1, first)
+    layer.keys = layer.keys[..., start - first : max(total - first, 0), :]
+    layer.values = layer.values[..., start - first : max(total - first, 0), :]
+    setattr(layer, _KEPT, kept)
+    setattr(layer, _SEEN, seen)
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = left
+    return None
+
+
+def _choosing_rows(of_kept: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A method of `Cache` that chooses among the rows of all layers: the positions go with their rows."""
+
+    def change(method: Callable[..., Any]) -> Callable[..., Any]:
+        def choosing(self: Any, *args: Any, **kwargs: Any) -> None:
+            method(self, *args, **kwargs)
+            if not is_tracked(self):
+                return
+            for layer in self.layers:
+                kept = kept_in(layer)
+                if kept is not None:
+                    setattr(layer, _KEPT, of_kept(kept, *args, *kwargs.values()))
+
+        return choosing
+
+    return change
+
+
+def _seen_now(layer: Any) -> int:
+    """How many positions a layer has seen, whatever it holds of them."""
+    for name in ("cumulative_length_int", "cumulative_length"):
+        count = getattr(layer, name, None)
+        if isinstance(count, int):
+            return count
+    kept = kept_in(layer)
+    assert kept is not None
+    return layer.keys.shape[-2] - kept.shape[1] + getattr(layer, _SEEN)
+
+
+def _is_empty(layer: Any) -> bool:
+    return not layer.is_initialized or layer.keys is None or layer.keys.numel() == 0
