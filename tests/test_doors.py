@@ -179,14 +179,11 @@ def test_accelerate_takes_the_backend(model, inputs):
         TorchDynamoPlugin(backend="sharper")
 
 
-def test_training_arguments(model, inputs, tmp_path, monkeypatch):
+def test_training_arguments(model, inputs, tmp_path):
+    """Trainer hands its model to accelerate, which compiles it with the default options."""
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
-    # There is no argument for options: the defaults are to compile in a moment.
-    from sharp_compile import config
-
-    monkeypatch.setitem(config.__dict__, "DEFAULT_INNER", "eager") if hasattr(config, "DEFAULT_INNER") else None
     arguments = TrainingArguments(
         str(tmp_path),
         torch_compile_backend="sharp",
@@ -206,7 +203,8 @@ def test_explain_changes_nothing():
     """It compiles for one call: a wrapper's models inside stay as they were."""
     name = "instructblipvideo"
     model = copy.deepcopy(shared_model(name))
-    sharp_compile.explain(model, **ALL_ARCHITECTURES[name].inputs(model))
+    with torch.compiler.set_stance("force_eager"):  # what is asked is known before anything is traced
+        sharp_compile.explain(model, **ALL_ARCHITECTURES[name].inputs(model))
     assert not holds_compiled(model) and "generate" not in vars(model)
 
 
@@ -237,8 +235,9 @@ def test_a_module_that_holds_a_model_compiles_it_inside(model, inputs):
     assert_pruned(model, inputs, generate)
 
 
-@pytest.mark.parametrize("name", ["instructblipvideo"])
-def test_a_generate_of_the_models_own_says_so_or_is_pruned(name):
+def test_a_generate_of_the_models_own_says_it():
+    """What the prompt's visual tokens are is told by the function alone."""
+    name = "instructblipvideo"
     model = copy.deepcopy(shared_model(name))
     model.compile(backend="sharp", options=OPTIONS)
     with pytest.warns(UserWarning, match=r"sharp_compile\.compile\(model\)"):
