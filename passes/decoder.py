@@ -49,6 +49,13 @@ class Decoder:
         """The place in the graph of the first node inside a layer."""
         return self.order[self.inside[layer][0]]
 
+    def tail(self) -> set[Node]:
+        """The nodes after the last layer; none where the graph does not show where that ends."""
+        last = self.inside[-1]
+        if self.layers[-1] is not None and last == (self.layers[-1].output,):
+            return set()
+        return {node for node, place in self.order.items() if place > self.order[last[-1]]}
+
     def attention_from(self, layer: int) -> int | None:
         """The first layer from `layer` on that has attention, None where none has."""
         return next((index for index in range(layer, len(self.layers)) if self.layers[index] is not None), None)

@@ -28,7 +28,7 @@ from torch.fx import Node
 from ..kernels.shift import shifted
 from .emit import Emitter
 from .injection import Injection
-from .nodes import example_tensor
+from .nodes import ancestors, example_tensor
 from .rotation import Rotation
 from .select import visual_mask
 from .sizes import expression
@@ -116,13 +116,15 @@ def _number(
 
 def _pictures(features: Node, embeddings: Node, emit: Emitter) -> Pictures | None:
     """What is known of features that are injected into `embeddings`."""
-    channels = embeddings.meta["example_value"].shape[2]
+    rows, _, channels = embeddings.meta["example_value"].shape
     value = example_tensor(features)
     if value is None:
         return None
-    if value.ndim == 3 and expression(value.shape[2]) == expression(channels):
+    is_pictures = value.ndim == 3 and expression(value.shape[2]) == expression(channels)
+    # As many pictures as rows may be whole videos.
+    if is_pictures and expression(value.shape[0]) != expression(rows):
         return Pictures(emit.size(features, 1))
-    pixels = [node for node in _ancestors(features) if node.op == "placeholder" and _may_be_pixels(node)]
+    pixels = [node for node in ancestors(features) if node.op == "placeholder" and _may_be_pixels(node)]
     if len(pixels) != 1:
         return None
     sizes = pixels[0].meta["example_value"].shape[:-3]
@@ -151,7 +153,7 @@ def _positions(rotation: Rotation, rows: Any, length: Any) -> Node | None:
     """The last integers ``[3, B, S]`` that the rotary tables are computed from."""
     found = [
         node
-        for node in _ancestors(*(parent for node in rotation.nodes for parent in node.all_input_nodes))
+        for node in ancestors(*(parent for node in rotation.nodes for parent in node.all_input_nodes))
         if (value := example_tensor(node)) is not None
         and value.dtype in (torch.int64, torch.int32)
         and value.ndim == 3
@@ -165,14 +167,3 @@ def _may_be_pixels(node: Node) -> bool:
     if value is None or isinstance(value, torch.nn.Parameter):
         return False
     return value.is_floating_point() and value.ndim in (4, 5)
-
-
-def _ancestors(*nodes: Node) -> list[Node]:
-    """The nodes that `nodes` are computed from, themselves too, in the order of the graph."""
-    found, waiting = set(nodes), list(nodes)
-    while waiting:
-        for parent in waiting.pop().all_input_nodes:
-            if parent not in found:
-                found.add(parent)
-                waiting.append(parent)
-    return [node for node in nodes[0].graph.nodes if node in found] if nodes else []

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .nodes import IN_PLACE, arguments, example, example_tensor, is_vmapped, storage, writes_into_first
+from .nodes import (
+    IN_PLACE,
+    arguments,
+    example,
+    example_tensor,
+    is_hidden_states,
+    is_vmapped,
+    storage_of,
+    writes_into_first,
+)
 from .sizes import expression
 
 _ARITHMETIC = ("add", "sub", "mul", "div")
-_METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "scatter", "clamp")
+_METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_add", "index_put", "scatter", "clamp")
 
 
 def make_functional(graph: Graph, source: Node) -> None:
@@ -39,20 +48,46 @@ def make_functional(graph: Graph, source: Node) -> None:
                 flow.add(new)
                 node, order[new] = new, order[node]
         if value is not None and not is_vmapped(value):
-            aliases.setdefault(storage(value), []).append(node)
+            aliases.setdefault(storage_of(value), []).append(node)
 
 
-def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order: dict[Node, int]) -> Node | None:
-    """Puts a new tensor in the place of the write `node`; None where `node` is none, or stays."""
+def make_injections_functional(graph: Graph) -> None:
+    """Rewrites each write into hidden states ``[B, S, C]`` as a new tensor, where that is surely the same.
+
+    A write into hidden states that came in from outside is to be seen there: it stays, and what is read from them later
+    on is the new tensor.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    aliases: dict[int, list[Node]] = {}
+    for node in list(graph.nodes):
+        value = example_tensor(node)
+        if writes_into_first(node) and isinstance(target := arguments(node)[0], Node) and is_hidden_states(target):
+            new = _functional(graph, node, aliases, order, outside=True)
+            if new is not None:
+                node, order[new], value = new, order[node], example_tensor(new)
+        if value is not None and not is_vmapped(value):
+            aliases.setdefault(storage_of(value), []).append(node)
+
+
+def _functional(
+    graph: Graph, node: Node, aliases: dict[int, list[Node]], order: dict[Node, int], outside: bool = False
+) -> Node | None:
+    """Puts a new tensor in the place of the write `node`; None where `node` is none, or stays.
+
+    With `outside`, a write into an input stays beside the new tensor, if it is the last.
+    """
     target = next(iter(arguments(node)), None)
     value = example_tensor(target)
     known = _as_new(node)
     if known is None or value is None or is_vmapped(value):
         return None
-    same = aliases[storage(value)]
+    same = aliases[storage_of(value)]
     read_later = [other for other in same if any(order[user] > order[node] for user in other.users)]
     is_outside = any(other.op in ("placeholder", "get_attr") for other in same)
-    if is_outside or not all(_is_whole(example_tensor(other), value) for other in read_later):
+    rewritten = any(order[user] > order[node] and writes_into_first(user) for other in same for user in other.users)
+    if (is_outside and (rewritten or not outside)) or not all(
+        _is_whole(example_tensor(other), value) for other in read_later
+    ):
         return None
     kind, function, args = known
     with graph.inserting_before(node):
@@ -64,7 +99,8 @@ def _functional(graph: Graph, node: Node, aliases: dict[int, list[Node]], order:
             new.meta = dict(node.meta) | {"example_value": value}
     for other in [*read_later, node]:
         other.replace_all_uses_with(new, delete_user_cb=lambda user: order.get(user, -1) > order[node])
-    graph.erase_node(node)
+    if not is_outside:
+        graph.erase_node(node)
     return new
 
 
@@ -77,6 +113,8 @@ def _as_new(node: Node) -> tuple[str, Any, tuple[Any, ...]] | None:
         while indices[-1:] == [slice(None)]:
             indices.pop()
         into, of = example_tensor(target), example_tensor(value)
+        if (sliced := _as_slice(indices, into, of)) is not None:
+            return "call_function", torch.ops.aten.slice_scatter.default, (target, value, *sliced)
         by_tensors = bool(indices) and all(example_tensor(each) is not None for each in indices)
         if by_tensors and into is not None and of is not None and into.dtype == of.dtype:
             return "call_function", torch.ops.aten.index_put.default, (target, indices, value)
@@ -88,6 +126,26 @@ def _as_new(node: Node) -> tuple[str, Any, tuple[Any, ...]] | None:
     if node.op == "call_method" and writes_into_first(node) and str(node.target)[:-1] in _METHODS:
         return "call_method", str(node.target)[:-1], (target, *rest)
     return None
+
+
+def _as_slice(indices: list[Any], into: Tensor | None, of: Tensor | None) -> tuple[int, Any, Any] | None:
+    """The axis and the bounds of ``into[:, a:b] = of``, where that takes one slice and all of `of` as it is."""
+    if into is None or of is None or into.dtype != of.dtype or into.ndim != of.ndim or not indices:
+        return None
+    *whole, last = indices
+    if any(each != slice(None) for each in whole) or not isinstance(last, slice) or last.step not in (None, 1):
+        return None
+    axis = len(whole)
+    sizes, expected = [expression(size) for size in of.shape], [expression(size) for size in into.shape]
+    bounds = [0 if last.start is None else example(last.start), last.stop if last.stop is None else example(last.stop)]
+    start, stop = (
+        expected[axis]
+        if bound is None
+        else expression(bound) + (expected[axis] if expression(bound).is_negative else 0)
+        for bound in bounds
+    )
+    expected[axis] = stop - start
+    return (axis, 0 if last.start is None else last.start, last.stop) if sizes == expected else None
 
 
 def _is_whole(value: Tensor | None, of: Tensor) -> bool:

@@ -96,6 +96,22 @@ def is_vmapped(value: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(value))
 
 
+def storage_of(value: Tensor) -> int:
+    """The memory that a tensor is in, which it may share with others."""
+    return value.untyped_storage()._cdata
+
+
+def ancestors(*nodes: Node) -> list[Node]:
+    """The nodes that `nodes` are computed from, themselves too, in the order of the graph."""
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        for parent in waiting.pop().all_input_nodes:
+            if parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return [node for node in nodes[0].graph.nodes if node in found] if nodes else []
+
+
 def leaves_of(node: Node) -> list[Any]:
     """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
     leaves: list[Any] = []
@@ -126,14 +142,9 @@ def writes_into_first(node: Node) -> bool:
 def writes_into_inputs(graph: Graph) -> bool:
     """Whether running a graph changes tensors that it is given."""
     inputs = [example_tensor(node) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
-    storages = {storage(value) for value in inputs if value is not None}
+    storages = {storage_of(value) for value in inputs if value is not None}
     targets = [example_tensor(node.args[0]) for node in graph.nodes if node.args and writes_into_first(node)]
-    return any(value is not None and not is_vmapped(value) and storage(value) in storages for value in targets)
-
-
-def storage(value: Tensor) -> int:
-    """The number of the memory that a tensor shares with its views."""
-    return value.untyped_storage()._cdata
+    return any(value is not None and not is_vmapped(value) and storage_of(value) in storages for value in targets)
 
 
 def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -149,9 +160,14 @@ def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise NotImplementedError(f"a node of kind {node.op} can't be run")
 
 
+def name_of(node: Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
 def where(node: Node) -> str:
     """A node for people: its operator and the line of the model that it came from."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    name = name_of(node)
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
     return f"{name} ({place})" if place else f"{name}"

@@ -23,12 +23,12 @@ from .emit import Emitter
 from .errors import CannotPrune
 from .flex_attention import read_as_fused, write_back
 from .frames import emit_frames, find_frames
-from .functional import make_functional
+from .functional import make_functional, make_injections_functional
 from .held_positions import tell_kept_positions
 from .hoist import hoist
-from .injection import Injection
-from .nodes import arguments, example, example_tensor
-from .probe import least_tokens, probe
+from .injection import Injection, emit_masks
+from .nodes import arguments, copy_of, example, example_tensor, is_hidden_states
+from .probe import Returned, least_tokens, probe
 from .queries import query_module
 from .ranks import find_ranks
 from .rotation import find_rotation
@@ -49,7 +49,9 @@ class Pruned:
     ``cuts`` are the layers and shares as they were done, ``remark`` says why one is not where it was asked for ("" if
     all are). ``told`` names the tensors: those that a report has by these names, and ``text``, the number of text
     tokens of each row, ``[B]`` int64. ``lengths`` are by the names of a report's too: numbers, or the nodes of symbolic
-    ones. ``hoisted`` says that the first cut is at the input of its layer, for all but keys and values.
+    ones. ``hoisted`` says that the first cut is at the input of its layer, for all but keys and values. ``returned``
+    are those of the graph's own results that are shortened, ``states`` the places of those that are hidden states
+    ``[B, S', C]`` behind the last cut.
     """
 
     cuts: tuple[Cut, ...]
@@ -58,6 +60,15 @@ class Pruned:
     lengths: dict[str, int | Node]
     hoisted: bool
     told: tuple[str, ...]
+    returned: tuple[Returned, ...]
+    states: tuple[int, ...]
+
+
+def with_injections(module: GraphModule) -> GraphModule:
+    """A copy to rewrite, in which writes of features among embeddings are nodes of their own."""
+    copy = copy_of(module)
+    make_injections_functional(copy.graph)
+    return copy
 
 
 def prune(
@@ -114,23 +125,24 @@ def prune(
     if steered is not None:
         check_maskable(decoder, places[0].cut.layer)
     cuts = [place.after for place in places]
-    hoisted, queries = None, None
+    hoisted, queries, tail = None, None, decoder.tail()
     layer = decoder.layers[places[0].cut.layer]
     if config.hoist and layer is not None and not (chosen.merges or steered):
         hoisted = hoist(places[0], layer, scored_attention(layer, buffers).key)
     if hoisted is not None:
         try:
             cuts[0] = hoisted.entry
-            plans = probe(module.graph, injection.embeddings, cuts, capacities, hoisted.tokenwise)
+            plans = probe(module.graph, injection.embeddings, cuts, capacities, hoisted.tokenwise, tail)
             queries = query_module(hoisted, plans)
         except CannotPrune:
             hoisted.undo()
             hoisted, cuts[0] = None, places[0].after
     if hoisted is None:
-        plans = probe(module.graph, injection.embeddings, cuts, capacities)
+        plans = probe(module.graph, injection.embeddings, cuts, capacities, tail=tail)
     # From here on the graph is rewritten.
     shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
     with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
+        injection = emit_masks(emit, injection)
         is_visual = emit(visual_mask, *injection.masks)
         frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)
@@ -177,6 +189,7 @@ def prune(
             scores, segment = chosen_here.scores, segment or chosen_here.segment
             if hoisted is not None:
                 hoisted.finish(emit, chosen_here.positions)
+    shrinker.finish()
     told = {
         "kept": shrinker.stages[-1].original,
         "scores": scores,
@@ -184,6 +197,17 @@ def prune(
         "segment": segment,
         "text": text,
     }
+    results = arguments(module.graph.output_node())[0]
+    returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
+    for stage in sorted({each.stage for each in returned} - {len(cuts)}):
+        told[kept_at(stage)] = shrinker.stages[stage - 1].original
+    channels = expression(example(injection.embeddings).shape[2])
+    states = [
+        each.place
+        for each in returned
+        if each.stage == len(cuts) and each.axis == 1 and is_hidden_states(results[each.place])
+        if expression(example(results[each.place]).shape[2]) == channels
+    ]
     told = {name: node for name, node in told.items() if node is not None}
     for buffer in moving_buffers(module.graph, buffers):
         if stage_of_buffer := plans[buffer].stage if buffer in plans else 0:
@@ -191,8 +215,8 @@ def prune(
             with emit.before(module.graph.output_node()):
                 dropped = emit.arithmetic(operator.sub, sequence, short)
             restore_length(emit, buffer, dropped)
-    kept_at = [stage.original for stage in shrinker.stages]
-    tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_at)
+    kept_positions = [stage.original for stage in shrinker.stages]
+    tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_positions)
     _return_also(module.graph, *told.values())
     write_back(emit, flex)
     module.graph.lint()
@@ -204,7 +228,21 @@ def prune(
         "pruned_length": pruned,
     }
     cuts_done = tuple(place.cut for place in places)
-    return Pruned(cuts_done, len(decoder.layers), remark, lengths, hoisted is not None, tuple(told))
+    return Pruned(
+        cuts_done,
+        len(decoder.layers),
+        remark,
+        lengths,
+        hoisted is not None,
+        tuple(told),
+        tuple(returned),
+        tuple(states),
+    )
+
+
+def kept_at(stage: int) -> str:
+    """The name by which ``told`` has the positions kept at a stage before the last."""
+    return f"kept_{stage}"
 
 
 def _check_scored(attention: Attention, layer: int) -> None:

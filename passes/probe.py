@@ -12,6 +12,14 @@ correspond to the traced one, until it is repaired:
 A coincidence of sizes can't validate a repair, since nothing else has the prime's length. Exactly one
 minimal set of repairs must be valid, and `passes.token_rules` must know every operator inside: else the
 pass declines. Nothing here touches Dynamo's `ShapeEnv`; all sizes are plain integers.
+
+The *tail* of a graph is what comes after the last decoder layer: a head, a loss, pooling. Two more things are known to
+be right there:
+
+* a node that addresses tokens by position (an index, a partial slice) reads the full length again, each dropped
+  position as the last kept one before it, and runs as it was traced;
+* a sum or mean over tokens is one over the kept tokens, and so is one of a side tensor (the count that a masked mean
+  is divided by).
 """
 
 from __future__ import annotations
@@ -36,13 +44,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .attention import is_sdpa, sdpa_arguments
 from .errors import CannotPrune
 from .hoist import attend
-from .nodes import example, is_one_number, leaves_of, run, stand_in, where, with_leaves, writes_into_first
+from .nodes import (
+    example,
+    example_tensor,
+    is_one_number,
+    leaves_of,
+    name_of,
+    run,
+    stand_in,
+    where,
+    with_leaves,
+    writes_into_first,
+)
 from .sequence_functions import SEQUENCE_FUNCTIONS
 from .sizes import expression, hint
-from .token_rules import WRITES_INTO_OLDER, Marks, Refused, TokenRules
+from .token_rules import WRITES_INTO_OLDER, AtPositions, Axis, Marks, Refused, TokenRules
 from .wrappers import is_wrapper, kind_of, plain_tensors
 
 _MOST_TRIALS = 4096
+# What sums up an axis, by the names of functions and methods.
+_POOLING = {"sum", "mean", "amax", "amin", "any", "all"}
 _MOST_TIMES = 64  # tokens are copied, for each of so many experts
 
 
@@ -84,15 +105,64 @@ class Recount:
     length: Length
 
 
-Repair = Gather | Length | Recount | None
+@dataclass(frozen=True)
+class Expand:
+    """A tensor of fewer tokens is read at the full length: at each position the last kept token that is not behind it.
+
+    ``stage`` is the number of cuts that the tensor is behind, ``axis`` its token axis, ``batch_axis`` the axis of the
+    rows, None with one row.
+    """
+
+    stage: int
+    axis: int
+    batch_axis: int | None
+
+
+Repair = Gather | Length | Recount | Expand | None
 
 
 @dataclass(frozen=True)
 class NodePlan:
-    """How a node runs behind ``stage`` cuts: a repair for each leaf of its arguments, None for no change."""
+    """How a node runs behind ``stage`` cuts: a repair for each leaf of its arguments, None for no change.
+
+    Stage 0 is for nodes that run at full length, on tensors that are expanded to it. ``shape`` is how the result was
+    probed, None where it is no single tensor.
+    """
 
     stage: int
     repairs: tuple[Repair, ...]
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A result of a graph that is shortened, by its ``place`` among the results.
+
+    ``stage`` is the number of cuts that it is behind, ``axis`` its token axis, ``batch_axis`` that of the rows: None
+    with one row, and where the token axis holds the tokens of one row after the other.
+    """
+
+    place: int
+    stage: int
+    axis: int
+    batch_axis: int | None
+
+
+class Plans(dict[Node, NodePlan]):
+    """The plans of nodes, in the order of the graph; ``marks`` are the lengths that they were probed with."""
+
+    def __init__(self, marks: Marks) -> None:
+        super().__init__()
+        self.marks = marks
+
+    def returned(self, node: Any, place: int) -> Returned | None:
+        """How the result of a node that the graph returns is shortened; None where it is not, or not by one axis."""
+        plan = self.get(node)
+        axes = [] if plan is None or not plan.stage else _token_axes(plan.shape, self.marks)
+        if plan is None or plan.shape is None or len(axes) != 1 or axes[0][1].copies != 1 or axes[0][1].room:
+            return None
+        rows = _row_axes(plan.shape, self.marks)
+        return Returned(place, plan.stage, axes[0][0], rows[0] if rows else None)
 
 
 @dataclass(frozen=True)
@@ -110,7 +180,8 @@ def probe(
     cuts: Sequence[Node],
     capacities: Collection[int | SymInt] = (),
     tokenwise: Collection[Node] = (),
-) -> dict[Node, NodePlan]:
+    tail: Collection[Node] = (),
+) -> Plans:
     """Plans every node behind the first of `cuts`.
 
     Args:
@@ -119,6 +190,7 @@ def probe(
         cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
         capacities: sizes of axes that hold the S tokens and, behind them, room for more (of static caches).
         tokenwise: nodes behind the first cut that must treat each token for itself (see `passes.hoist`).
+        tail: nodes after the last decoder layer.
 
     Returns:
         A plan for each node behind the first cut, in the order of the graph.
@@ -126,7 +198,7 @@ def probe(
     Raises:
         CannotPrune: where a node can't be proven right with fewer tokens.
     """
-    return _Probe(graph, embeddings, cuts, capacities, tokenwise).run()
+    return _Probe(graph, embeddings, cuts, capacities, tokenwise, tail).run()
 
 
 def least_tokens(plans: dict[Node, NodePlan]) -> int:
@@ -149,12 +221,13 @@ class _Probe:
         cuts: Sequence[Node],
         capacities: Collection[int | SymInt],
         tokenwise: Collection[Node],
+        tail: Collection[Node],
     ) -> None:
-        self.graph, self.cuts, self.tokenwise = graph, cuts, tokenwise
+        self.graph, self.cuts, self.tokenwise, self.tail = graph, cuts, tokenwise, tail
         self.mode = FakeTensorMode()
-        rows, length, self.channels = example(embeddings).shape
+        rows, length, channels = example(embeddings).shape
         self.length, self.rows = expression(length), expression(rows)
-        self.length_hint, self.rows_hint = hint(length), hint(rows)
+        self.length_hint, self.rows_hint, self.channels = hint(length), hint(rows), hint(channels)
         self.capacities = {expression(size): hint(size) - self.length_hint for size in capacities}
         self.capacities.pop(self.length, None)
         self.marks = _unused_primes(
@@ -166,18 +239,61 @@ class _Probe:
         )
         self.stages: dict[Node, int] = {}
         self.values: dict[Node, Any] = {}
+        self.pooled: set[Node] = set()
         self.memo: dict[Any, tuple[tuple[Repair, ...], Any]] = {}
 
-    def run(self) -> dict[Node, NodePlan]:
-        plans: dict[Node, NodePlan] = {}
+    def run(self) -> Plans:
+        plans = Plans(self.marks)
         for node in self.graph.nodes:
-            stage = max((self._stage_read(parent) for parent in node.all_input_nodes), default=0)
-            if stage == 0 or node.op == "output":
+            if node.op == "output":
                 continue
-            self.stages[node] = stage
-            repairs, self.values[node] = self._plan(node, stage)
-            plans[node] = NodePlan(stage, repairs)
+            stage = max((self._stage_read(parent) for parent in node.all_input_nodes), default=0)
+            is_pooled = self._pools_side(node, stage)
+            if is_pooled:
+                stage = len(self.cuts)
+            if stage == 0:
+                continue
+            try:
+                repairs, value = self._plan(node, stage, is_pooled)
+            except _AtPositions as reason:
+                plans[node] = NodePlan(0, self._expansions(node, reason))
+                continue
+            self.stages[node], self.values[node] = stage, value
+            if is_pooled or not self.pooled.isdisjoint(node.all_input_nodes):
+                self.pooled.add(node)
+            plans[node] = NodePlan(stage, repairs, tuple(value.shape) if isinstance(value, Tensor) else None)
         return plans
+
+    def _pools_side(self, node: Node, stage: int) -> bool:
+        """Whether a node of the tail sums up the tokens of a side tensor."""
+        if stage or node not in self.tail or name_of(node) not in _POOLING:
+            return False
+        of, result = (example_tensor(each) for each in (leaves_of(node)[0], node))
+        if of is None or result is None:
+            return False
+        lengths = {self.length, self.rows * self.length}
+        before, after = (sum(expression(size) in lengths for size in value.shape) for value in (of, result))
+        return before > after
+
+    def _expansions(self, node: Node, reason: _AtPositions) -> tuple[Repair, ...]:
+        """What a node of the tail reads that runs at full length, as it was traced."""
+        repairs: list[Repair] = []
+        for leaf in leaves_of(node):
+            if not isinstance(leaf, Node) or self._stage_read(leaf) == 0:
+                repairs.append(None)
+                continue
+            stage = self._stage_read(leaf)
+            value = self._value(leaf, stage)
+            axes = _token_axes(value.shape, self.marks) if isinstance(value, Tensor) else []
+            rows = _row_axes(value.shape, self.marks) if isinstance(value, Tensor) else []
+            is_plain = len(axes) == 1 and axes[0][1].copies == 1 and not axes[0][1].room and not axes[0][1].rows
+            if not axes and isinstance(value, Tensor) and leaf not in self.pooled:
+                repairs.append(None)
+            elif is_plain and len(rows) == (self.marks.batch is not None):
+                repairs.append(Expand(stage, axes[0][0], rows[0] if rows else None))
+            else:
+                raise CannotPrune(str(reason))
+        return tuple(repairs)
 
     def _is_side(self, leaf: Any) -> bool:
         """Whether a leaf was computed before the cuts, or apart from them."""
@@ -187,14 +303,25 @@ class _Probe:
         """The number of cuts that what a user reads from `node` is behind; a cut is read behind itself."""
         return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
 
-    def _plan(self, node: Node, stage: int) -> tuple[tuple[Repair, ...], Any]:
+    def _plan(self, node: Node, stage: int, is_pooled: bool) -> tuple[tuple[Repair, ...], Any]:
         leaves = leaves_of(node)
         choices = [list(self._choices(leaf, stage, _is_counted(node, leaf))) for leaf in leaves]
+        if is_pooled:
+            # As it stands it would be right as well, and sum up tokens that the hidden states have lost.
+            choices[0] = [choice for choice in choices[0] if isinstance(choice.repair, Gather)]
         # Layers repeat: a node whose arguments look like an earlier one's has its plan.
         structure = str(with_leaves(node, [None] * len(leaves)))
         seen = [(self._is_side(leaf), *map(_signature, chosen)) for leaf, chosen in zip(leaves, choices, strict=True)]
-        alone = node in self.tokenwise
-        key = (node.op, node.target, stage, alone, structure, tuple(seen), str(tree_map(_describe, example(node))))
+        where_it_is = (node in self.tokenwise, node in self.tail)
+        key = (
+            node.op,
+            node.target,
+            stage,
+            where_it_is,
+            structure,
+            tuple(seen),
+            str(tree_map(_describe, example(node))),
+        )
         if key not in self.memo:
             self.memo[key] = self._search(node, choices)
         return self.memo[key]
@@ -207,7 +334,7 @@ class _Probe:
         if math.prod(map(len, choices)) > _MOST_TRIALS:
             raise CannotPrune(f"{where(node)} has too many arguments that may hold a sequence length")
         found: list[tuple[frozenset[int], tuple[_Choice, ...], Any]] = []
-        made_after = _is_made_after(node)
+        made_after, in_tail = _is_made_after(node), node in self.tail
         refusal: Exception | None = None
         for chosen in sorted(itertools.product(*choices), key=lambda chosen: sum(c.changed for c in chosen)):
             changed = frozenset(i for i, choice in enumerate(chosen) if choice.changed)
@@ -223,7 +350,8 @@ class _Probe:
                     refusal = error
         if len(found) != 1:
             why = str(refusal).split("\n")[0] if not found else "there are several ways in which the sizes fit"
-            raise CannotPrune(f"{where(node)} can't be proven right with fewer tokens: {why}")
+            raises = _AtPositions if in_tail and not found and isinstance(refusal, AtPositions) else CannotPrune
+            raise raises(f"{where(node)} can't be proven right with fewer tokens: {why}")
         _, chosen, result = found[0]
         return tuple(choice.repair for choice in chosen), result
 
@@ -247,7 +375,7 @@ class _Probe:
                     self._check_sdpa(**sdpa_arguments(args, kwargs))
                 result = run(node, args, kwargs)
             else:
-                with TokenRules(self.marks, side, alone):
+                with TokenRules(self.marks, side, alone, node in self.tail):
                     result = run(node, args, kwargs)
         self._check_shapes(example(node), result)
         return result
@@ -396,6 +524,19 @@ class _Probe:
                 if size == rows * length:
                     shorter = [*shape[:axis], batch * prime, *shape[axis + 1 :]]
                     yield _Choice(self._empty(shorter, value), Gather(source, (axis,), axis, merged=True), True)
+
+
+class _AtPositions(CannotPrune):
+    """A node of the tail addresses tokens by position."""
+
+
+def _token_axes(shape: Sequence[int] | None, marks: Marks) -> list[tuple[int, Axis]]:
+    read = [(axis, marks.read(size)) for axis, size in enumerate(shape or ())]
+    return [(axis, holds) for axis, holds in read if holds.tokens]
+
+
+def _row_axes(shape: Sequence[int], marks: Marks) -> list[int]:
+    return [axis for axis, size in enumerate(shape) if size == marks.batch]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from .. import kernels, selectors
 from ..selectors import Context, Score
 from .errors import CannotPrune, SelectorError
-from .nodes import storage
+from .nodes import storage_of
 
 _LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 # PyTorch's code, which a selector calls, and ours, which calls it and which it calls.
@@ -46,7 +46,7 @@ def try_selector(score: Score, context: Context) -> tuple[Any, frozenset[str]]:
     """
     with _Writes() as writes:
         result = named(score)(context)
-    return result, frozenset(name for name, value in _tensors(context).items() if storage(value) in writes.storages)
+    return result, frozenset(name for name, value in _tensors(context).items() if storage_of(value) in writes.storages)
 
 
 def on_copies(score: Score, fields: Collection[str]) -> Score:
@@ -95,7 +95,7 @@ class _Writes(TorchDispatchMode):
         for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else kwargs.get(argument.name)
-                self.storages |= {storage(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+                self.storages |= {storage_of(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
         return func(*args, **kwargs)
 
 

@@ -17,8 +17,8 @@ from ..kernels.gather import gather_tokens
 from ..kernels.gather_together import gather_together
 from ..kernels.merge import merge_tokens
 from .emit import Emitter
-from .nodes import example, leaves_of, on_fakes, run, with_leaves
-from .probe import Gather, Length, NodePlan, Recount, Repair
+from .nodes import example, example_tensor, fake_mode, leaves_of, on_fakes, run, with_leaves
+from .probe import Expand, Gather, Length, NodePlan, Recount, Repair
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Shrinker:
     def __init__(self, emit: Emitter, plans: dict[Node, NodePlan], embeddings: Node, cuts: Sequence[Node]) -> None:
         self.emit, self.plans, self.embeddings, self.cuts = emit, plans, embeddings, cuts
         self.stages: list[Stage] = []
+        self.expanded: dict[tuple[Node, Expand], Node] = {}
 
     def first_reader(self) -> Node:
         """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
@@ -62,6 +63,12 @@ class Shrinker:
         self.stages.append(Stage(positions, original, length, hidden, sides))
         for node, plan in self.plans.items():
             if plan.stage == before + 1:
+                self._rewrite(node, plan)
+
+    def finish(self) -> None:
+        """Rewrites the nodes that run at full length behind the last cut."""
+        for node, plan in self.plans.items():
+            if plan.stage == 0:
                 self._rewrite(node, plan)
 
     def _gather_together(
@@ -112,7 +119,7 @@ class Shrinker:
             pairs = zip(leaves_of(node), plan.repairs, strict=True)
             leaves = [self._repaired(leaf, repair, plan.stage) for leaf, repair in pairs]
         node.args, node.kwargs = with_leaves(node, leaves)
-        if self.emit.trace and plan.stage < len(self.cuts):
+        if self.emit.trace and 0 < plan.stage < len(self.cuts):
             # The selection of the next stage is traced with what this node holds now.
             values = [example(leaf) for leaf in leaves]
             args, kwargs = with_leaves(node, values)
@@ -127,6 +134,8 @@ class Shrinker:
             return self.emit(_count_as, leaf, self._length(None, repair.length, stage))
         if not isinstance(leaf, Node):
             return leaf
+        if isinstance(repair, Expand):
+            return self._expanded(leaf, repair)
         leaf = self.read(leaf, stage)
         return leaf if repair is None else self._gathered(leaf, repair, stage)
 
@@ -153,6 +162,27 @@ class Shrinker:
                 how = (repair.axes, repair.batch_axis, repair.batch_is_new, repair.roomy)
                 made[node, repair] = self.emit(take, node, positions, length, *how)
         return made[node, repair]
+
+    def _expanded(self, node: Node, repair: Expand) -> Node:
+        """`node` at the full length; each is made once, where it is first read, and shared."""
+        if (node, repair) not in self.expanded:
+            kept = self.stages[repair.stage - 1].original
+            length = self.emit.size(self.embeddings, 1)
+            short = self.read(node, repair.stage)
+            if short is node:
+                self._note_length(node, repair)
+            self.expanded[node, repair] = self.emit(expand_tokens, short, kept, length, repair.axis, repair.batch_axis)
+        return self.expanded[node, repair]
+
+    def _note_length(self, node: Node, repair: Expand) -> None:
+        """Has the example value of a rewritten node be as short as the node is."""
+        value, kept = example_tensor(node), example_tensor(self.stages[repair.stage - 1].original)
+        if value is None or kept is None:
+            return
+        shape = [*value.shape[: repair.axis], kept.shape[1], *value.shape[repair.axis + 1 :]]
+        with fake_mode([value]):
+            short = torch.empty(shape, dtype=value.dtype, device=value.device)
+            node.meta["example_value"] = short.requires_grad_(value.requires_grad)
 
     def _positions(self, source: int, stage: int) -> Node:
         """The tokens of `stage`, counted in those of stage `source`."""
@@ -223,6 +253,16 @@ def take(
             places = torch.cat([positions, room.expand(positions.shape[0], -1)], 1)
         value = gather_tokens(value, places, axis + batch_is_new, batch_axis)
     return value
+
+
+def expand_tokens(value: Tensor, kept: Tensor, length: int, axis: int, batch_axis: int | None) -> Tensor:
+    """``value`` of the ``kept`` tokens ``[B, N]`` at all ``length`` positions: the last kept that is not behind each.
+
+    Positions before the first kept one, which hold padding, read that one.
+    """
+    positions = torch.arange(length, device=kept.device).expand(kept.shape[0], -1).contiguous()
+    rows = (torch.searchsorted(kept.contiguous(), positions, right=True) - 1).clamp(min=0)
+    return gather_tokens(value, rows, axis, batch_axis)
 
 
 def take_merged(value: Tensor, positions: Tensor, axis: int, length: int) -> Tensor:

@@ -39,6 +39,10 @@ class Refused(Exception):
     """An operator was applied to tokens in a way that is not known to stay right with fewer of them."""
 
 
+class AtPositions(Refused):
+    """An operator addresses tokens by their positions in the whole sequence."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """What an axis holds, by its size: rows, tokens and copies of each token (heads, experts), in some order.
@@ -116,14 +120,16 @@ def _divisors(number: int) -> list[int]:
 class TokenRules(TorchDispatchMode):
     """Runs operators, and raises `Refused` for one that must not see tokens the way it does."""
 
-    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = (), alone: bool = False) -> None:
-        """Takes the lengths that mark axes, the tensors that no operator may write into, and whether tokens may mix.
+    def __init__(self, marks: Marks, read_only: Iterable[Tensor] = (), alone: bool = False, tail: bool = False) -> None:
+        """Takes the lengths that mark axes, the tensors that no operator may write into, and what tokens are for.
 
         With ``alone`` each token must be treated for itself: no attention, nor anything that mixes tokens in its way.
+        With ``tail`` they have left the decoder: kept ones may be summed up, and the last n are not the last kept n.
         """
         super().__init__()
         self.marks = marks
         self.alone = alone
+        self.tail = tail
         self.read_only = {plain.untyped_storage()._cdata for tensor in read_only for plain in plain_tensors(tensor)}
 
     def __torch_dispatch__(
@@ -196,7 +202,9 @@ class TokenRules(TorchDispatchMode):
         value = given["self"]
         dims = given.get("dim", -1 if func.overloadpacket in _LAST_BY_DEFAULT else None)
         dims = range(value.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-        if {dim % value.ndim for dim in dims} & set(self._token_axes(value)):
+        axes = {dim % value.ndim for dim in dims} & set(self._token_axes(value))
+        # Copies of tokens may be merged in one axis with them, and rows; all are summed up alike.
+        if axes and not (self.tail and func.overloadpacket in _POOLS):
             raise Refused(f"{func} runs over tokens")
 
     def take(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
@@ -209,19 +217,21 @@ class TokenRules(TorchDispatchMode):
             position = given["index"]
             if position == -1:
                 return
-            raise Refused(f"{func} takes the token at position {position}")
-        if given.get("start") == -self.marks.full:
-            raise Refused(f"{func} takes as many tokens as there were")
+            raise AtPositions(f"{func} takes the token at position {position}")
         start, end, step = given.get("start") or 0, given.get("end"), given.get("step", 1)
         to_the_end = end is None or end == size or end > 2**62 or (end in self.marks.tokens and size > end)
+        if self.tail and start < -1:
+            raise AtPositions(f"{func} takes the last {-start} tokens")
+        if start == -self.marks.full:
+            raise Refused(f"{func} takes as many tokens as there were")
         if not to_the_end or step != 1 or start > 0:
-            raise Refused(f"{func} takes the tokens from {start} to {end}")
+            raise AtPositions(f"{func} takes the tokens from {start} to {end}")
 
     def index(self, func: Any, given: dict[str, Any], result: Any) -> None:
         """Places in an axis that are data of the tokens themselves, such as the expert of each."""
         indices = [index for index in given["indices"] if index is not None]
         if any(index.dtype == torch.bool or index.untyped_storage()._cdata in self.read_only for index in indices):
-            raise Refused(f"{func} takes tokens at places that were computed before the cut")
+            raise AtPositions(f"{func} takes tokens at places that were computed before the cut")
         if "values" in given and given["values"].ndim and given["values"].shape[0] != indices[0].shape[0]:
             raise Refused(f"{func} puts another number of values than it has places")
 
@@ -229,7 +239,7 @@ class TokenRules(TorchDispatchMode):
         """Places in an axis other than that of the tokens."""
         value = given["self"]
         if given["dim"] % value.ndim in self._token_axes(value):
-            raise Refused(f"{func} takes tokens at places")
+            raise AtPositions(f"{func} takes tokens at places")
 
     def order(self, func: Any, given: dict[str, Any], result: Any) -> None:
         """An order of tokens by what they hold, in one axis for all."""
@@ -240,7 +250,7 @@ class TokenRules(TorchDispatchMode):
         """Parts of an axis other than that of the tokens."""
         value = given["self"]
         if given.get("dim", 0) % value.ndim in self._token_axes(value):
-            raise Refused(f"{func} splits the sequence")
+            raise AtPositions(f"{func} splits the sequence")
 
     def join(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
         """Tensors side by side along an axis other than that of the tokens; empty ones do not count."""
@@ -265,6 +275,8 @@ class TokenRules(TorchDispatchMode):
                 raise Refused(f"{func} pads the sequence")
 
 
+# What gives one value of many, in which each counts.
+_POOLS = {aten.sum, aten.mean, aten.amax, aten.amin, aten.any, aten.all}
 _LAST_BY_DEFAULT = {aten.topk, aten.sort}
 _SOFTMAX = {aten._softmax, aten._log_softmax, aten._safe_softmax}
 # Products, with the name of the argument whose last axis is summed over.
@@ -334,7 +346,7 @@ _RULES: dict[Any, Callable[..., None]] = {
         ),
         TokenRules.order: (aten.sort, aten.histc),
         TokenRules.index: (aten.index, aten.index_put),
-        TokenRules.gather: (aten.gather, aten.scatter, aten.scatter_),
+        TokenRules.gather: (aten.gather, aten.index_select, aten.scatter, aten.scatter_),
         TokenRules.take: (aten.select, aten.slice),
         TokenRules.split: (aten.split, aten.split_with_sizes, aten.unbind, aten.chunk),
         TokenRules.join: (aten.cat,),

@@ -19,8 +19,7 @@ from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
 from .integrations import accelerate
-from .integrations.transformers import generation
-from .integrations.transformers.prompt import compile_own_generate, tell_visual_tokens
+from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
 from .said import visual_tokens
@@ -44,7 +43,6 @@ __all__ = [
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 accelerate.install()
-generation.install()
 
 
 def compile(model: Model, **options: object) -> Model:
@@ -52,9 +50,8 @@ def compile(model: Model, **options: object) -> Model:
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
-    graph shows it. And where a model has a `generate` of its own, which may call its language model past `forward`,
-    that is compiled too. Of a model that is wrapped (PEFT, `DistributedDataParallel`) the one inside is compiled, and a
-    `compile` of its class's own is not asked.
+    graph shows it. A model that is wrapped (PEFT, ``DistributedDataParallel``) is compiled inside of its wrappers, and
+    a ``compile`` of its class's own is not asked. As ever in torch, a deep copy of a compiled module is not compiled.
 
     Args:
         model: a module.
@@ -73,6 +70,5 @@ def compile(model: Model, **options: object) -> Model:
 
     inside = unwrap(model)
     torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
-    compile_own_generate(inside, options)
-    tell_visual_tokens(inside)
+    tell_visual_tokens(inside, options)
     return model

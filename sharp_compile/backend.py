@@ -27,26 +27,28 @@ from torch._dynamo.exc import (
     UserError,
     exceptions_allowed_to_be_fallback,
 )
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from . import dynamo_messages, recompilation, report, said
 from .config import Config
-from .integrations import on_compile, transformers
-from .integrations.dynamo import TraceAgain
-from .integrations.transformers import prompt
+from .integrations import dynamo, transformers
+from .integrations.tracing import TraceAgain
+from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
-from .passes.decoder import holds_decoder
 from .passes.emit import Emitter
 from .passes.errors import CannotPrune, SelectorError
 from .passes.flex_attention import make_traceable
 from .passes.frames import emit_frames, find_frames
 from .passes.held_positions import tell_all_positions
-from .passes.injection import Injection, find_injections, injects_into_input
+from .passes.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
+from .passes.modality import KIND, modality_of, only
 from .passes.nodes import arguments, copy_of, example, is_hidden_states, writes_into_inputs
-from .passes.pipeline import Pruned, injected_elements, prune
+from .passes.pipeline import Pruned, injected_elements, prune, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
+from .tail import TailGraph
+from .unseen import Unseen
 
 log = logging.getLogger("sharp_compile")
 links = Links()
@@ -82,11 +84,14 @@ def sharp(
         if mode is not None:
             raise ValueError(_about_mode(mode))
         config = Config.parse(options)
-        if not _may_hold_visual_tokens(module, inputs):
-            report.add(GraphReport(False, _NO_VISUAL_TOKENS))
+        shown = with_injections(module)
+        if not _may_hold_visual_tokens(shown.graph, inputs):
+            _say_beside(report.add(GraphReport(False, _NO_VISUAL_TOKENS)), shown.graph, config)
             return _inner(module, inputs, config)
-        compiled = _compile(module, inputs, config)
-    except Exception as error:
+        compiled = _compile(module, inputs, config, shown)
+    except ShortenTraceback:
+        raise
+    except (ValueError, CannotPrune) as error:
         raise _for_dynamo(error) from error
     return CompiledPerSetting(compiled, config, setting_of, functools.partial(_compile_for, module))
 
@@ -121,51 +126,88 @@ def _active_setting() -> Config | None:
 
 recompilation.watch_limit(_active_setting)
 dynamo_messages.filter_messages(lambda: _active_setting() is not None)
-on_compile.install(setting_of)
 
 
 def _compile_for(module: GraphModule, backend: Any, config: Config | None, inputs: Sequence[Any]) -> Compiled:
     """Compiles a graph when it runs, for another backend than it was traced for; `config` None where not for ours."""
     if config is None:
         return _compile_later(module, backend)
-    return _compile(module, inputs, config, later=True)
+    return _compile(module, inputs, config, with_injections(module), later=True)
 
 
-def _may_hold_visual_tokens(module: GraphModule, inputs: Sequence[Any]) -> bool:
-    if find_injections(module.graph) or links.find(inputs) is not None or said.find(inputs) is not None:
+def _may_hold_visual_tokens(graph: Graph, inputs: Sequence[Any]) -> bool:
+    if find_injections(graph) or links.find(inputs) is not None or said.find(inputs) is not None:
         return True
-    return any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder"))
+    if any(is_hidden_states(node) for node in graph.find_nodes(op="placeholder")):
+        return True
+    return find_unknown(graph) is not None
 
 
-def _compile(module: GraphModule, inputs: Sequence[Any], config: Config, later: bool = False) -> Compiled:
+def _say_beside(made: GraphReport, graph: Graph, config: Config) -> None:
+    """Says once that visual features go past the sequence, where they do: there is nothing to prune."""
+    if (beside := Unseen(graph).beside()) is not None:
+        made.reason = beside
+        _skip(made, config, may_raise=False)
+
+
+def _compile(
+    module: GraphModule, inputs: Sequence[Any], config: Config, shown: GraphModule, later: bool = False
+) -> Compiled:
     """Compiles a graph that may hold visual tokens.
 
-    `later` says that it is done when the graph runs, and `inputs` are what it runs on: Dynamo has finished with the
-    graph, and will trace again what is made of it.
+    `shown` is a copy in which all injections can be seen. `later` says that it is done when the graph runs, and
+    `inputs` are what it runs on: Dynamo has finished with the graph, and will trace again what is made of it.
     """
     linked = links.find(inputs)
-    injects = bool(find_injections(module.graph))
-    if injects and not injects_into_input(module.graph):
-        return _compile_injecting(module, inputs, config, later)
+    graph = shown.graph
+    injects = bool(find_injections(graph))
+    _label(graph)
+    if injects and not injects_into_input(graph):
+        return _compile_injecting(module, inputs, config, later, shown)
     made = GraphReport(False, _NO_VISUAL_TOKENS)
     if not injects:
+        unknown = find_unknown(graph)
         linked = linked or said.find(inputs)
         report.add(made)
-    graph = LinkedGraph(module, config, made, injects)
-    if (linked is None or graph.prepare(*linked) is None) and not later:
-        graph.compile_unlinked(inputs)
-    return graph
+        if linked is None and unknown is not None:
+            made.reason = unknown
+            _skip(made, config)
+            return _inner(module, inputs, config)
+        if linked is None:
+            _say_beside(made, graph, config)
+        if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
+            return _inner(module, inputs, config)
+    linking = LinkedGraph(module, shown, config, made, injects)
+    if later or linking.tail.find(inputs) is not None:
+        # Prepared by the call that comes next; for other inputs when it is first needed.
+        return linking
+    if linked is None or linking.prepare(*linked) is None:
+        linking.compile_unlinked(inputs)
+    return linking
 
 
-def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Config, later: bool = False) -> Compiled:
+def _compile_injecting(
+    module: GraphModule,
+    inputs: Sequence[Any],
+    config: Config,
+    later: bool = False,
+    shown: GraphModule | None = None,
+) -> Compiled:
     """A graph that injects visual features: prunes it, or has it tell the graphs behind it."""
     began = time.perf_counter()
-    copy = copy_of(module)
-    injections = find_injections(copy.graph)
+    if shown is None:
+        shown = with_injections(module)
+        _label(shown.graph)
+    copy = copy_of(shown)
     inner = functools.partial(_inner, config=config)
     how = functools.partial(_compile_later, backend=inner) if later else functools.partial(inner, inputs=inputs)
     made = GraphReport(False, "")
     try:
+        injections = _chosen(copy.graph, config)
+        if not injections:
+            made.reason = f"features are injected in this graph that modality={config.modality!r} keeps as text is"
+            report.add(made)
+            return how(module)
         attempts = (prune(copy, injection, config, _ended(module), trace=not later) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
         place = None if pruned else _return_injection(Emitter(copy, trace=not later), injections[-1], config)
@@ -176,13 +218,29 @@ def _compile_injecting(module: GraphModule, inputs: Sequence[Any], config: Confi
     if pruned is None:
         assert place is not None
         return _publishing(how(copy), place, made, config)
-    made.pruned = True
-    made.reason = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    found = f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers"
+    made.pruned, made.reason = True, found
     _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
     _log_graphs(made, module, copy)
     return _run_pruned(how(copy), made, pruned, config, module, copy)
+
+
+def _chosen(graph: Graph, config: Config, earlier: Injection | None = None) -> list[Injection]:
+    """The injections of a graph, of the features that are to be pruned."""
+    found = (only(injection, config.modality) for injection in find_injections(graph, earlier))
+    return [injection for injection in found if injection is not None]
+
+
+def _label(graph: Graph) -> None:
+    """Notes the modality of the features that a graph injects, while the model's call is under way."""
+    for injection in find_injections(graph):
+        for mask, features in zip(injection.masks, injection.features, strict=True):
+            kind = kind_of_mask(mask) if isinstance(mask, Node) else None
+            if kind not in ("visual", "audio"):
+                kind = modality_of(features) or kind
+            features.meta[KIND] = kind
 
 
 def _run_pruned(
@@ -195,7 +253,7 @@ def _run_pruned(
     unpruned = None
     if config.on_skip != "raise" and not writes_into_inputs(module.graph):
         unpruned = _compile_later(module, functools.partial(_inner, config=config))
-    return PrunedGraph(compiled, made, pruned.told, (module, copy), unpruned, config.on_skip == "warn")
+    return PrunedGraph(compiled, made, pruned, (module, copy), unpruned, config.on_skip == "warn")
 
 
 def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
@@ -237,6 +295,7 @@ def _return_injection(emit: Emitter, injection: Injection, config: Config) -> in
             "as they are: the graph that reads them can't be told where they are"
         )
     with emit.before(output):
+        injection = emit_masks(emit, injection)
         frames = find_frames(injection, None, config.tokens_per_frame, emit)
         is_visual = emit(visual_mask, *injection.masks)
         told = [emit_frames(emit, frames, injection, is_visual), injected_elements(emit, injection)]
@@ -282,17 +341,27 @@ class LinkedGraph:
         takes_over: whether visual tokens are pruned here, handed on, or known to stay.
     """
 
-    def __init__(self, module: GraphModule, config: Config, made: GraphReport, injects: bool) -> None:
-        self.module, self.config, self.report, self.injects = module, config, made, injects
+    def __init__(
+        self, module: GraphModule, shown: GraphModule, config: Config, made: GraphReport, injects: bool
+    ) -> None:
+        self.module, self.shown, self.config, self.report, self.injects = module, shown, config, made, injects
         self.unlinked: Compiled | None = None
         self.linked: dict[int, Compiled | None] = {}
         self.takes_over = False
         self.said_missed = False
+        self.unseen = Unseen(module.graph)
         # Calls of several threads may need the same graph at once; its compilation may need it too.
         self.lock = threading.RLock()
+        self.tail = TailGraph(module, self._compile)
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""
+        states = self.tail.find(args)
+        if states is not None:
+            with self.lock:
+                prepared = self.tail.prepare(*states)
+            if prepared is not None:
+                return prepared(args)
         linked = links.find(args) or (None if self.injects else said.find(args))
         if linked is not None:
             place, link = linked
@@ -315,21 +384,18 @@ class LinkedGraph:
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
         """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
         self.look_for_pixels(inputs)
-        self.unlinked = (_compile_injecting if self.injects else _inner)(self.module, inputs, self.config)
-
-    @functools.cached_property
-    def may_be_missed(self) -> bool:
-        """Whether there is a decoder in this graph that could have been pruned."""
-        return holds_decoder(self.module.graph)
+        if self.injects:
+            self.unlinked = _compile_injecting(self.module, inputs, self.config, self.shown)
+        else:
+            self.unlinked = _inner(self.module, inputs, self.config)
 
     def look_for_pixels(self, inputs: Sequence[Any]) -> None:
-        """Says once that a decoder is called with visual features of which no graph told."""
-        if not self.said_missed and not self.injects and prompt.is_prompt_with_pixels(inputs) and self.may_be_missed:
-            self.said_missed = True
-            self.report.reason = (
-                "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "
-                "sharp_compile.compile(model) tells it, or call the model inside sharp_compile.visual_tokens(is_visual)"
-            )
+        """Says once that a decoder may be called with visual features of which no graph told."""
+        if self.said_missed or self.injects:
+            return
+        reason = self.unseen.reason(inputs)
+        if reason is not None:
+            self.said_missed, self.report.reason = True, reason
             _skip(self.report, self.config, may_raise=False)
 
     def prepare(self, place: int, link: Link) -> Compiled | None:
@@ -352,7 +418,7 @@ class LinkedGraph:
 
     def _prune(self, place: int) -> Compiled | None:
         began = time.perf_counter()
-        copy = copy_of(self.module)
+        copy = copy_of(self.shown)
         placeholders = copy.graph.find_nodes(op="placeholder")
         with copy.graph.inserting_after(placeholders[-1]):
             elements = copy.graph.placeholder("injected_elements")
@@ -362,7 +428,8 @@ class LinkedGraph:
             mask = emit(_in_a_frame, frame)
         injection = Injection(placeholders[place], (mask,), (elements,), frame)
         earlier = injection
-        injection = next(each for each in find_injections(copy.graph, earlier) if mask in each.masks)
+        elements.meta[KIND] = self.config.modality
+        injection = next(each for each in _chosen(copy.graph, self.config, earlier) if mask in each.masks)
         pruned = prune(copy, injection, self.config, _ended(self.module), trace=False)
         if pruned is None and injection is not earlier:
             self.takes_over = True
@@ -449,7 +516,7 @@ def _decline(made: GraphReport, config: Config, error: Exception) -> None:
     )
     log.debug("a fault in the passes", exc_info=error)
     if config.on_skip == "raise":
-        raise error
+        raise _for_dynamo(error) from error
     _skip(made, config)
 
 
@@ -483,3 +550,7 @@ def _for_dynamo(error: Exception) -> Exception:
     except TypeError:  # a class that can't be combined or made from its arguments
         pass
     return BackendCompilerFailed(sharp, error, None)
+
+
+# What is compiled with this backend, by whatever door, is to reach it.
+dynamo.install(sharp)

@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "retention": 0.10,
         "layer": 1,
         "stages": None,
+        "modality": "visual",
         "selector": "sharp",
         "segment": "scores",
         "debias": "rotary",
@@ -64,6 +65,9 @@ PARTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 
 ON_SKIP = ("warn", "raise", "silent")
 """What can be done about a graph that has visual tokens and can't be pruned."""
+
+MODALITIES = ("visual", "audio", "all")
+"""Which of the injected features can be pruned."""
 
 MILLION = 10**6
 A_NATURAL = "an integer, 0 or more and below 2**63"
@@ -107,6 +111,7 @@ class Config:
     """
 
     cuts: tuple[Cut, ...]
+    modality: str
     selector: str | Callable[[Any], Any]
     segment: Segment | None
     debias: Debias | None
@@ -149,6 +154,7 @@ class Config:
         _check_calibration(debias, cuts)
         return cls(
             cuts=cuts,
+            modality=read("modality", _modality),
             selector=selector,
             segment=_part("segment", given, selector),
             debias=debias,
@@ -296,6 +302,13 @@ def _check_calibration(debias: Debias | None, cuts: tuple[Cut, ...]) -> None:
         for visual, each in profile.profiles.items():
             if _natural(visual) in (None, 0) or not is_measurement(each, visual):
                 raise _refusal("debias", profile, f"profiles[{shown(visual)}] must be finite numbers, one a token")
+
+
+def _modality(value: object) -> str:
+    """Return which of the injected features are pruned."""
+    if name := _named(value, MODALITIES):
+        return name
+    raise _refusal("modality", value, f"must be one of {', '.join(MODALITIES)}{nearest(value, MODALITIES)}")
 
 
 def _seed(value: object) -> int:

@@ -117,9 +117,9 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     call: Callable[..., Any] = model
     if not any(part._compiled_call_impl is not None for part in model.modules()):
         from .backend import sharp
-        from .integrations import on_compile
+        from .integrations import dynamo
 
-        with on_compile.private():
+        with dynamo.private():
             call = torch.compile(model._call_impl, backend=sharp)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)

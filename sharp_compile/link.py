@@ -1,17 +1,17 @@
-"""What one graph tells the next: which embeddings hold visual features, and where.
+"""What one graph tells the next about the tensors that it hands over.
 
-Dynamo often breaks between the line that injects visual features and the decoder that reads them. The
-decoder's graph then takes the embeddings as an input and can't show which of its positions are visual. The
-injecting graph can, and hands over the very tensor object that the decoder's graph is called with.
+Dynamo often breaks between the line that injects visual features and the decoder that reads them, and again between
+the decoder and the head. A graph behind a break takes as an input what the one before returned: the very same tensor
+object. So a record that is kept by the object's identity reaches it.
 
 What is published:
-    the injecting graph publishes, after each run, for the tensor that it returns: the frame of each visual
-    token ``[B, S]`` and how many feature elements were injected.
+    after each run, for tensors that a graph returned: where embeddings hold visual features (`Link`), or which
+    tokens they were shortened to (`Shortened`).
 What may be relied on:
-    `find` returns what was published for exactly this tensor object, if it still holds what it held then.
+    `Records.find` returns what was published for exactly this tensor object, if it still holds what it held then.
 What is checked at every call:
-    the object's identity (by a weak reference, so that a freed tensor's address can't be mistaken), its
-    shape, and its version counter: a tensor that was written into since is not linked.
+    the object's identity (by a weak reference, so that a freed tensor's address can't be mistaken) and its version
+    counter: a tensor that was written into since has no record.
 """
 
 from __future__ import annotations
@@ -20,10 +20,43 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+class Records(Generic[Record]):
+    """Records of the tensors that are alive."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, tuple[weakref.ref[Tensor], int | None, Record]] = {}
+        # Reentrant: the garbage collector may run inside of `publish`, and tell `forget` of another tensor.
+        self._lock = threading.RLock()
+
+    def publish(self, tensor: Tensor, record: Record, dropped: Callable[[Record], None] | None = None) -> None:
+        """Remembers a record of `tensor` for as long as it lives, and hands it to `dropped` when it dies."""
+        key = id(tensor)
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            with self._lock:
+                current = self._records.get(key)
+                is_its = current is not None and current[0] is reference
+                gone = self._records.pop(key)[2] if is_its else None
+            if gone is not None and dropped is not None:
+                dropped(gone)
+
+        with self._lock:
+            self._records[key] = (weakref.ref(tensor, forget), _version(tensor), record)
+
+    def find(self, value: Any) -> Record | None:
+        """The record of a tensor; None where it has none, and for all that is no tensor."""
+        entry = self._records.get(id(value))
+        if entry is None or not isinstance(value, Tensor) or entry[0]() is not value or entry[1] != _version(value):
+            return None
+        return entry[2]
 
 
 @dataclass
@@ -36,7 +69,6 @@ class Link:
 
     frame: Tensor
     elements: int
-    version: int | None
     read: bool = False
 
 
@@ -44,40 +76,49 @@ class Links:
     """The tensors that hold injected features and are alive."""
 
     def __init__(self) -> None:
-        self._links: dict[int, tuple[weakref.ref[Tensor], Link]] = {}
-        # Reentrant: the garbage collector may run inside of `publish`, and tell `forget` of another tensor.
-        self._lock = threading.RLock()
+        self._records: Records[Link] = Records()
 
     def publish(self, embeddings: Tensor, frame: Tensor, elements: int, never_read: Callable[[], None]) -> None:
         """Remembers where `embeddings` ``[B, S, C]`` holds features, for as long as it lives.
 
         `never_read` is called if it dies without a decoder's graph having read it.
         """
-        key = id(embeddings)
 
-        def forget(reference: weakref.ref[Tensor]) -> None:
-            with self._lock:
-                current = self._links.get(key)
-                gone = self._links.pop(key)[1] if current is not None and current[0] is reference else None
-            if gone is not None and not gone.read:
+        def dropped(link: Link) -> None:
+            if not link.read:
                 never_read()
 
-        with self._lock:
-            link = Link(frame, elements, _version(embeddings))
-            self._links[key] = (weakref.ref(embeddings, forget), link)
+        self._records.publish(embeddings, Link(frame, elements), dropped)
 
     def find(self, inputs: Sequence[Any]) -> tuple[int, Link] | None:
         """The place of the first of `inputs` that is linked, and its link; None where none is."""
-        if not self._links:
-            return None
         for place, value in enumerate(inputs):
-            entry = self._links.get(id(value))
-            if entry is None or not isinstance(value, Tensor) or entry[0]() is not value:
-                continue
-            link = entry[1]
-            if value.shape[:2] == link.frame.shape and _version(value) == link.version:
+            link = self._records.find(value)
+            if link is not None and value.shape[:2] == link.frame.shape:
                 return place, link
         return None
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a tensor that a pruned graph returned holds.
+
+    ``kept`` are the ``[B, S']`` positions that it was shortened to, of ``length`` S; ``axis`` is its token axis and
+    ``batch_axis`` that of the rows. ``is_full`` says that it was expanded to S again.
+    """
+
+    kept: Tensor
+    length: int
+    axis: int
+    batch_axis: int | None
+    is_full: bool = False
+
+
+shortened: Records[Shortened] = Records()
+"""The tensors that pruned graphs returned and are alive."""
+
+MARK = "_kept_positions"
+"""The attribute by which code that Dynamo traces knows the ``[B, S']`` positions of router logits ``[B * S', E]``."""
 
 
 def _version(value: Tensor) -> int | None:

@@ -14,7 +14,9 @@ from torch.fx import GraphModule
 
 from . import report
 from .flops import count_flops
+from .passes.pipeline import Pruned, kept_at
 from .report import GraphReport
+from .tail import hand_on
 
 Compiled = Callable[..., Any]
 
@@ -99,7 +101,7 @@ class PrunedGraph:
     Attributes:
         compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
         report: that of the graph.
-        told: the names of the auxiliary outputs, see `passes.pipeline.Pruned`.
+        pruned: what was done to the graph; ``told`` are the names of the auxiliary outputs.
         graphs: before and after pruning, for those who want to know what they take.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
     """
@@ -108,13 +110,15 @@ class PrunedGraph:
         self,
         compiled: Compiled,
         made: GraphReport,
-        told: tuple[str, ...],
+        pruned: Pruned,
         graphs: tuple[GraphModule, GraphModule],
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
-        self.compiled, self.report, self.told, self.graphs = compiled, made, told, graphs
+        self.compiled, self.report, self.pruned, self.graphs = compiled, made, pruned, graphs
         self.run_unpruned, self.warn = run_unpruned, warn
+        ended = getattr(graphs[0], "compile_subgraph_reason", None)
+        self.broke: bool = ended is not None and ended.graph_break
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with.
@@ -122,9 +126,10 @@ class PrunedGraph:
         Raises:
             ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
         """
-        results = self.compiled(*args)
-        extra = dict(zip(self.told, results[-len(self.told) :], strict=True))
+        results, told = self.compiled(*args), self.pruned.told
+        extra = dict(zip(told, results[-len(told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
+        stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
         # Meta tensors have shapes and no data to check.
         most = 0 if text.is_meta else int(text.max())
         if most > kept.shape[1]:
@@ -132,7 +137,9 @@ class PrunedGraph:
         report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
         if report.flops_wanted():
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
-        return tuple(results[: -len(self.told)])
+        length = extra["frame"].shape[1]
+        given = self.pruned.returned, self.pruned.states
+        return tuple(hand_on(results[: -len(told)], *given, stages, length, self.broke))
 
     def _too_much_text(self, row: int, text: int, kept: int, args: Sequence[Any]) -> Sequence[Any]:
         reason = (
@@ -144,7 +151,7 @@ class PrunedGraph:
             raise ValueError(reason)
         if self.warn:
             self.warn = False
-            warnings.warn(f"sharp_compile runs a call unpruned, as all like it: {reason}", stacklevel=3)
+            warnings.warn(f"sharp_compile runs this call unpruned, and others like it: {reason}", stacklevel=3)
         report.keep(self.report, None)
         results: Sequence[Any] = self.run_unpruned(*args)
         return results

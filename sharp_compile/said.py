@@ -40,6 +40,11 @@ def visual_tokens(is_visual: Tensor) -> Iterator[None]:
         _said.reset(token)
 
 
+def is_said() -> bool:
+    """Whether anything is said of the prompt, be it that none of its tokens is visual."""
+    return _said.get() is not None
+
+
 def find(inputs: Sequence[Any]) -> tuple[int, Link] | None:
     """The place of the embeddings among the inputs of a graph, and what was said of them; None if nothing was."""
     said = _said.get()
@@ -51,5 +56,5 @@ def find(inputs: Sequence[Any]) -> tuple[int, Link] | None:
             visual = int(said.sum())
             # No frame is known: the decoder's graph parts them where text is between.
             frame = said.to(value.device).long() - 1
-            return (place, Link(frame, visual * value.shape[2], None)) if visual else None
+            return (place, Link(frame, visual * value.shape[2])) if visual else None
     return None

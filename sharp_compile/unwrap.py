@@ -12,7 +12,7 @@ from .integrations import peft
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside of `DistributedDataParallel` and PEFT's wrappers, however many; `model` where there is none."""
+    """The model inside of `DistributedDataParallel` and PEFT's wrappers; `model` where there are none."""
     while (inside := _inside(model)) is not None:
         model = inside
     return model

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 import sharp_compile
 from sharp_compile.integrations.torchvision import make_importable
+from tests.rotation import seed
 from tests.table import write_table
 
 make_importable()
@@ -37,6 +38,10 @@ def room_for_many_graphs():
 
 def pytest_addoption(parser):
     parser.addoption("--table", type=Path, help="write what became of each architecture to this page")
+
+
+def pytest_report_header():
+    return f"cases that take turns: SHARP_TEST_SEED={seed()}"
 
 
 def pytest_terminal_summary(terminalreporter, config):

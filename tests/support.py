@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,23 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}  # the logits of the tiny models are ab
 NEW = 5  # tokens that are generated
 
 Inputs = Mapping[str, Any]
+
+
+@contextmanager
+def logged(name: str, level: int) -> Iterator[list[str]]:
+    """The messages of a logger and those below it, with tracebacks, while it is open."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(handler.format(record))  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:
@@ -38,6 +57,24 @@ def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
             behind = torch.full_like(tokens, int(name == "attention_mask"), dtype=inputs[name].dtype)
             longer[name] = torch.cat([inputs[name], behind], 1)
     return longer
+
+
+def with_padding_moved(inputs: Inputs, where: str) -> dict[str, Any]:
+    """The inputs with the padding in front of each row moved "behind" it, "between" its last tokens, or "everywhere".
+
+    "between" is in front of the last two tokens; "everywhere" is a third each in front, between and behind.
+    """
+    shares = {"front": (3, 0, 0), "between": (0, 3, 0), "behind": (0, 0, 3), "everywhere": (1, 1, 1)}[where]
+    rows = []
+    for mask in inputs["attention_mask"]:
+        padding, real = (mask == 0).nonzero().flatten().tolist(), mask.nonzero().flatten().tolist()
+        between, behind = (len(padding) * share // 3 for share in shares[1:])
+        front = len(padding) - between - behind
+        parts = [padding[:front], real[:-2], padding[front : front + between], real[-2:], padding[front + between :]]
+        rows.append([position for part in parts for position in part])
+    order, shape = torch.tensor(rows), inputs["input_ids"].shape
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return dict(inputs) | {name: value.gather(1, order) for name, value in of_tokens.items() if value.shape == shape}
 
 
 def second_turn(inputs: Inputs, first: Any, question: torch.Tensor) -> dict[str, Any]:

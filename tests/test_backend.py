@@ -1,5 +1,6 @@
 """The backend as users meet it: what it prunes, what it leaves alone, and what it says of both."""
 
+import logging
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 
 import sharp_compile
 from sharp_compile import CannotPrune
+from tests.support import logged
 from tests.toy import Toy, toy_inputs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -245,12 +247,44 @@ def test_scores_that_are_not_finite_keep_the_right_number():
     assert report.kept.tolist() == [[0, 1, 2, 3, 4, 5, 6, 22, 23, 24, 25]]  # ties go to the lower position
 
 
-def test_a_row_without_enough_visual_tokens_is_an_error():
+@pytest.fixture
+def one_row_of_text():
     inputs = toy_inputs(rows=2)
-    inputs["ids"][1] = torch.randint(1, 49, (26,))  # a row of text only
+    inputs["ids"][1] = torch.randint(1, 49, (26,))
+    return inputs
+
+
+def test_a_row_without_enough_visual_tokens_is_an_error(one_row_of_text):
     fast = compiled(Toy(), retention=0.1)
     with pytest.raises(ValueError, match="row 1 of the batch has 26 text tokens"):
-        fast(**inputs)
+        fast(**one_row_of_text)
+
+
+def test_a_row_without_enough_visual_tokens_runs_unpruned(one_row_of_text):
+    model = Toy()
+    fast = compiled(model, retention=0.1, on_skip="warn")
+    fast(**toy_inputs(rows=2))
+    with pytest.warns(UserWarning, match="unpruned.* row 1 of the batch has 26 text tokens"):
+        result = fast(**one_row_of_text)
+    assert_close(result, model(**one_row_of_text))
+    assert the_report().kept is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_close(fast(**one_row_of_text), result)
+        assert fast(**toy_inputs(rows=2))[0].shape[1] == 8
+        compiled(model, retention=0.1, on_skip="silent")(**one_row_of_text)
+
+
+def test_a_graph_that_has_written_into_its_inputs_is_not_run_again(one_row_of_text):
+    class Counts(Toy):
+        def forward(self, ids, features, count):
+            count.add_(1)
+            return super().forward(ids, features)
+
+    count = torch.zeros(())
+    with pytest.raises(ValueError, match="row 1 of the batch has 26 text tokens"):
+        compiled(Counts(), retention=0.1, on_skip="warn")(**one_row_of_text, count=count)
+    assert count == 1
 
 
 @pytest.mark.parametrize(
@@ -269,8 +303,10 @@ def test_bad_options_are_value_errors_through_every_door(options, named):
 
 
 def test_mode_is_refused():
-    with pytest.raises(ValueError, match="mode='max-autotune'"):
+    with pytest.raises(ValueError, match=r"mode='max-autotune'.*'triton.cudagraphs': True"):
         torch.compile(Toy(), backend="sharp", mode="max-autotune")(**toy_inputs())
+    with pytest.raises(ValueError, match=r"mode='fastest' is none of Inductor's modes: .*'reduce-overhead'"):
+        torch.compile(Toy(), backend="sharp", mode="fastest")(**toy_inputs())
 
 
 # What can't be pruned runs as it is, and says so.
@@ -327,6 +363,38 @@ def test_what_can_not_be_proven_is_declined(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         compiled(make(), on_skip="silent")(**toy_inputs())
+
+
+class Split(Toy):
+    """Its decoder is in another graph than the injection."""
+
+    def positions(self, hidden, attention_mask):
+        torch._dynamo.graph_break()
+        return super().positions(hidden, attention_mask)
+
+
+# Some of these Dynamo would take for a break of the graph, in silence.
+FAULTS = [ZeroDivisionError("of a pass"), IndexError("of a pass"), torch._dynamo.exc.Unsupported("of a pass")]
+
+
+@pytest.mark.parametrize("make", [Toy, Split])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_fault_of_a_pass_is_no_fault_of_the_call(make, fault, monkeypatch):
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr("sharp_compile.passes.pipeline.check_whole", fail)
+    model, inputs = make(), toy_inputs()
+    with (
+        logged("sharp_compile", logging.DEBUG) as messages,
+        pytest.warns(UserWarning, match=rf"unpruned: a fault of sharp_compile \({type(fault).__name__}: of a pass\)"),
+    ):
+        assert_close(compiled(model, on_skip="warn")(**inputs), model(**inputs))
+    assert any("in fail" in message for message in messages)
+    assert not any(report.pruned for report in sharp_compile.reports())
+    torch._dynamo.reset()
+    with pytest.raises((type(fault), RuntimeError), match="of a pass"):
+        compiled(model)(**inputs)
 
 
 @pytest.mark.parametrize("inner", ["eager", "inductor"])

@@ -50,7 +50,7 @@ def test_forgotten_with_the_tensor():
         links.find([embeddings])[1].read = True
     del embeddings
     gc.collect()
-    assert not links._links
+    assert not links._records._records
     assert not unread
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from ..config import Config
 from ..passes.errors import CannotPrune
@@ -11,18 +13,22 @@ from ..passes.errors import CannotPrune
 log = logging.getLogger("sharp_compile")
 
 
-def decline(reason: str, config: Config) -> None:
+def decline(reason: str, options: Mapping[str, Any]) -> None:
     """Do what the user asked for about something that runs unpruned.
 
     Args:
         reason: what runs unpruned, and what to change.
-        config: the options.
+        options: those of the backend. Bad ones are left to it: it names them when it compiles.
 
     Raises:
         CannotPrune: with ``on_skip="raise"``.
     """
+    try:
+        on_skip = Config.parse(options).on_skip
+    except ValueError:
+        on_skip = "warn"
     log.info("not pruned: %s", reason)
-    if config.on_skip == "raise":
+    if on_skip == "raise":
         raise CannotPrune(reason)
-    if config.on_skip != "silent":
+    if on_skip != "silent":
         warnings.warn(f"sharp_compile prunes nothing here: {reason}", stacklevel=2)

@@ -1,34 +1,118 @@
-"""What code that Dynamo traces may ask about the compilation that it is traced for."""
+"""Acts where something is compiled with this backend, by whatever door: every one leads through `OptimizeContext`.
+
+`torch.compile(model)` and `model.compile()` give Dynamo a module or one of its methods. What is given decides whether a
+graph with a decoder can ever reach the backend:
+
+    a module              its call is compiled. `generate` of what is returned runs the module itself, uncompiled.
+    a method of a module  likewise; a module with a `generate` of its own, or one that wraps others, may call the models
+                          inside past it. So these are compiled too.
+
+What is compiled with another backend passes through as it came, behind one check of identity.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, innermost_backend
+from torch._dynamo.utils import get_optimize_ddp_mode
+
+from . import transformers
+from .declined import decline
+from .marked import holds_compiled, mark
+
+Backend = Callable[..., Any]
+
+_is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
 
-@torch._dynamo.assume_constant_result
-def traces_for_sharp() -> bool:
-    """Whether Dynamo traces the calling code for this backend.
+def install(backend: Backend) -> None:
+    """Has Dynamo tell of what is compiled with `backend`."""
+    original = OptimizeContext.__call__
 
-    Ask ``torch.compiler.is_dynamo_compiling()`` first. Dynamo calls this while it traces and takes the answer for a
-    constant: code is traced anew for each backend.
-    """
-    from torch._dynamo.eval_frame import innermost_backend
-    from torch._dynamo.symbolic_convert import InstructionTranslator
+    @functools.wraps(original)
+    def call(context: OptimizeContext, target: Any) -> Any:
+        if _backend_of(context) is not backend or _is_private.get():
+            return original(context, target)
+        return _compile(functools.partial(original, context), context, target)
 
-    from ..backend import setting_of
+    OptimizeContext.__call__ = call  # type: ignore[method-assign]
 
-    backend: Any = InstructionTranslator.current_tx().output.compiler_fn
+
+@contextmanager
+def private() -> Iterator[None]:
+    """Compile something for one's own use meanwhile: nothing else is compiled for it, and nothing is said."""
+    token = _is_private.set(True)
     try:
-        return setting_of(innermost_backend(backend)) is not None
-    except ValueError:  # a bad option, which is told of when the graph is compiled
-        return True
+        yield
+    finally:
+        _is_private.reset(token)
 
 
-class TraceAgain(torch._dynamo.exc.UnspecializeRestartAnalysis, torch._dynamo.exc.ShortenTraceback):
-    """Raised by a backend: has Dynamo trace the frame again, since the code that it traced has changed."""
+def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: Any) -> Any:
+    module = target if isinstance(target, torch.nn.Module) else getattr(target, "__self__", None)
+    transformers.install()
+    if isinstance(module, torch.nn.Module):
+        transformers.prepare_model(module)
+    context.enter_exit_hooks.append(_keep_graphs_whole)
+    compiled, options = original(target), _options_of(context)
+    if not isinstance(module, torch.nn.Module):
+        return compiled
+    transformers.check_target(module, target, options)
+    if isinstance(compiled, OptimizedModule):
+        _say_generate_is_not_compiled(compiled, options)
+    elif target == module._call_impl:  # `module.compile()`, which gives its own call
+        mark(compiled, options)
+        transformers.compile_own(module, options)
+    return compiled
 
-    def __init__(self, reason: str) -> None:
-        torch._dynamo.exc.ShortenTraceback.__init__(self, reason, first_useful_frame=None)
-        self.restart_reason = reason
+
+def _keep_graphs_whole() -> Callable[[], None]:
+    """Keep Dynamo from cutting the graphs of a `DistributedDataParallel` into buckets, for the length of a call.
+
+    It does so to reduce the gradients of one while the next are computed. In a part of the decoder nothing can be
+    pruned: the other parts would see the full length.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return _nothing
+    return _without_buckets() if get_optimize_ddp_mode() == "ddp_optimizer" else _nothing
+
+
+_without_buckets = torch._dynamo.config._make_closure_patcher(optimize_ddp=False)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _say_generate_is_not_compiled(compiled: OptimizedModule, options: dict[str, Any]) -> None:
+    """Let `generate` of what `torch.compile(model)` returned say that it runs the model itself."""
+    if callable(getattr(compiled._orig_mod, "generate", None)):
+        # Past `OptimizedModule.__setattr__`, which would write to the model.
+        vars(compiled)["generate"] = functools.partial(_generate_past, compiled._orig_mod, options)
+
+
+def _generate_past(module: torch.nn.Module, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if not holds_compiled(module):
+        decline(
+            "torch.compile(model).generate(...) runs the model itself, which is not compiled: call "
+            'model.compile(backend="sharp", options=...), and then model.generate(...)',
+            options,
+        )
+    return module.generate(*args, **kwargs)  # type: ignore[operator]
+
+
+def _backend_of(context: OptimizeContext) -> Any:
+    backend = innermost_backend(context.callback)  # type: ignore[arg-type]
+    return getattr(backend, "compiler_fn", backend)
+
+
+def _options_of(context: OptimizeContext) -> dict[str, Any]:
+    given = getattr(innermost_backend(context.callback), "kwargs", {})  # type: ignore[arg-type]
+    options: dict[str, Any] = given.get("options") or {}
+    return options

@@ -16,10 +16,29 @@ from types import ModuleType
 from torch import nn
 from torch.fx import Graph
 
-from . import caches, deepstack, loss, masks, positions, sequence
+from . import caches, deepstack, generation, loss, masks, positions, router, sequence
+from .generation import check_target
+from .heads import hands_states_on
+from .loss import install_late
+from .own_generate import compile_own
+
+__all__ = [
+    "check_target",
+    "compile_own",
+    "hands_states_on",
+    "install",
+    "install_late",
+    "prepare_graph",
+    "prepare_model",
+]
 
 _prepared: set[str] = set()
 _lock = threading.RLock()
+
+
+def install() -> None:
+    """Prepare what all models share."""
+    _prepare(())
 
 
 def prepare_model(model: nn.Module) -> None:
@@ -48,6 +67,7 @@ def _prepare(classes: Iterable[type]) -> bool:
             caches.install()
             loss.install()
             sequence.install()
+            generation.install()
         for name in names:
             changed |= _prepare_module(sys.modules[name])
         # The name of this module stands for what all models share.
@@ -56,6 +76,6 @@ def _prepare(classes: Iterable[type]) -> bool:
 
 
 def _prepare_module(module: ModuleType) -> bool:
-    changed = [sequence.keep_whole(module), masks.install_in(module)]
+    changed = [sequence.keep_whole(module), masks.install_in(module), router.install_in(module)]
     changed += [deepstack.make_traceable(cls) for cls in list(vars(module).values()) if inspect.isclass(cls)]
     return any(changed)

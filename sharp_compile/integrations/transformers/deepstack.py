@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dynamo import traces_for_sharp
+from ..tracing import traces_for_sharp
 
 _NAME = "_deepstack_process"
 _PARAMETERS = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]

@@ -1,25 +1,30 @@
-"""The loss of transformers, for logits of a shortened sequence.
+"""The losses of transformers, for logits of a shortened sequence.
 
 Behind a cut there are logits for S' positions, and labels for all S. The target of a position is the label behind it in
 the whole sequence, pruned or not: so labels are shifted first, then taken at the kept positions.
+
+Mostly both meet in a graph of ours, which sees to that (`passes.tail`). Here they meet in code that Dynamo breaks
+around, or that is not compiled. Logits that no pruned graph returned go to the losses as ever.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import report
+from ...link import Shortened, shortened
 
 _IGNORED = -100
+_SMOOTHING = "transformers.trainer_pt_utils"
 
 
 def install() -> None:
-    """Lets the losses of language models take logits of fewer positions than there are labels."""
+    """Lets the losses of language models take logits of a pruned graph with labels for the whole sequence."""
     from transformers.loss import loss_utils
 
     original = loss_utils.ForCausalLMLoss
@@ -30,28 +35,51 @@ def install() -> None:
             loss_utils.LOSS_MAPPING[name] = replaced
 
 
+def install_late() -> None:
+    """Does the same for the label smoothing of `Trainer`, if that is loaded by now."""
+    module = sys.modules.get(_SMOOTHING)
+    smoother: Any = getattr(module, "LabelSmoother", None)
+    if smoother is not None and not hasattr(smoother.__call__, "__wrapped__"):
+        smoother.__call__ = _smoothing_at_kept_positions(smoother.__call__)
+
+
 def _with_labels_at_kept_positions(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    kept_positions = torch._dynamo.disable(_kept_positions)
+    find = torch._dynamo.disable(shortened.find)
 
     @functools.wraps(loss)
     def of_kept(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        targets = kwargs.pop("shift_labels", None)
+        targets = kwargs.get("shift_labels")
         whole = labels if targets is None else targets
+        # Never so in a model that was not pruned: it would be an error.
         if whole is not None and logits.ndim == 3 and logits.shape[1] < whole.shape[1]:
-            if targets is None:
-                targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-            kept = kept_positions(logits.shape[0], logits.shape[1])
-            targets = targets.to(kept.device).gather(1, kept)
-        return loss(logits, labels, *args, **kwargs, **({} if targets is None else {"shift_labels": targets}))
+            states = find(logits)
+            if states is not None:
+                targets = _shifted(labels, _IGNORED) if targets is None else targets
+                kwargs["shift_labels"] = _at_kept(targets, states)
+        return loss(logits, labels, *args, **kwargs)
 
     return of_kept
 
 
-def _kept_positions(rows: int, length: int) -> Tensor:
-    kept = report.latest_kept()
-    if kept is None or kept.shape != (rows, length):
-        raise ValueError(
-            f"there are logits for {length} positions and more labels, and no graph was pruned just before to {length} "
-            "positions: give labels of the positions that logits are computed for"
-        )
-    return kept
+def _smoothing_at_kept_positions(smooth: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(smooth)
+    def of_kept(
+        self: Any, model_output: Any, labels: Tensor, shift_labels: bool = False, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
+        states = shortened.find(logits)
+        if states is None or logits.ndim != 3 or labels.shape[1] == logits.shape[1]:
+            return smooth(self, model_output, labels, shift_labels, *args, **kwargs)
+        targets = _shifted(labels, self.ignore_index) if shift_labels else labels
+        return smooth(self, {"logits": logits}, _at_kept(targets, states), False, *args, **kwargs)
+
+    return of_kept
+
+
+def _shifted(labels: Tensor, ignored: int) -> Tensor:
+    """The label behind each position, ``[B, S]``."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignored)
+
+
+def _at_kept(targets: Tensor, states: Shortened) -> Tensor:
+    return targets.to(states.kept.device).gather(1, states.kept)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...passes.held_positions import HELD_POSITIONS
-from ..dynamo import traces_for_sharp
+from ..tracing import traces_for_sharp
 
 # Attributes of a cache, and of its layers.
 _TRACKED = "sharp_tracked"

@@ -1,0 +1,106 @@
+"""With a cache, dynamic or static, `generate` gives the logits that it gives without one.
+
+This needs no oracle: without a cache each token is a whole prefill. Some of the cases run each time, by the seed of
+`tests.rotation`; the others are slow.
+"""
+
+from __future__ import annotations
+
+import gc
+from copy import deepcopy
+from itertools import product
+
+import pytest
+import torch
+
+import sharp_compile
+from sharp_compile import report
+from tests.architectures import ALL_ARCHITECTURES, shared_model
+from tests.rotation import rotating
+from tests.support import generate, with_padding_moved
+
+NEW = 6
+CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
+# Its scores do not depend on what follows the video: without a cache, each token is another last position.
+SELECTORS = ("uniform", "visiondrop")
+ROWS = {
+    "one row": ({}, "front"),
+    "padded": ({"batch": 2, "pad": [0, 6]}, "front"),
+    "padding everywhere": ({"batch": 2, "pad": [0, 6]}, "everywhere"),
+}
+# The length of a sliding window less that of the prompt, None for that of the architecture, which is much shorter.
+WINDOWS = {"short": None, "between prompt and answer": 3, "long": 1000}
+SIZES = ("sliding_window", "sliding_window_size")
+NOTHING_VISUAL = "no visual tokens are injected in this graph"
+
+
+def holders(model):
+    """All that may tell a sliding window: modules, and their configs."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        yield from (module, config, getattr(config, "text_config", None))
+
+
+def has_window(model):
+    return any(isinstance(getattr(holder, size, None), int) for holder in holders(model) for size in SIZES)
+
+
+def with_window(model, window):
+    """A copy whose sliding windows are of `window` tokens; those of the architecture for None."""
+    model = deepcopy(model)
+    for holder, size in product(holders(model), SIZES):
+        if window is not None and isinstance(getattr(holder, size, None), int):
+            setattr(holder, size, window)
+    return model
+
+
+def cases():
+    for name, rows, window, selector in product(ALL_ARCHITECTURES, ROWS, WINDOWS, SELECTORS):
+        case = f"{name}-{rows}-{window}-{selector}"
+        yield pytest.param(name, rows, window, selector, marks=rotating(case, 1 / 8), id=case)
+
+
+def logits_of(model, inputs, **options):
+    """The logits behind each token ``[new, B, vocabulary]``."""
+    return torch.stack(generate(model, inputs, max_new_tokens=NEW, **options).logits)
+
+
+def gap(actual, expected):
+    return float((actual - expected).abs().max())
+
+
+@pytest.mark.usefixtures("room_for_many_graphs")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "rows", "window", "selector"), cases())
+def test_the_same_logits(name, rows, window, selector, subtests):
+    arguments, where = ROWS[rows]
+    shared = shared_model(name)
+    if window != "short" and not has_window(shared):
+        pytest.skip("no layer has a sliding window")
+    inputs = with_padding_moved(ALL_ARCHITECTURES[name].inputs(shared, **arguments), where)
+    more = WINDOWS[window]
+    model = with_window(shared, None if more is None else inputs["input_ids"].shape[1] + more)
+    stock = logits_of(model, inputs, use_cache=False)
+    fast = sharp_compile.compile(deepcopy(model), inner="eager", selector=selector, retention=0.25)
+    expected, pruned = pruned_or_said(fast, inputs, use_cache=False)
+    if not pruned:
+        assert gap(expected, stock) <= 1e-4
+    for cache, options in CACHES.items():
+        with subtests.test(cache=cache):
+            difference = gap(logits_of(model, inputs, **options), stock)
+            if difference > 1e-4:
+                pytest.skip(f"transformers' own logits with a cache differ by {difference:.1g}")
+            actual, was_pruned = pruned_or_said(fast, inputs, **options)
+            assert pruned or not was_pruned, "pruned with a cache only"
+            assert gap(actual, expected if was_pruned else stock) <= 1e-4
+
+
+def pruned_or_said(model, inputs, **options):
+    """The logits of a call, and whether it was pruned; where it was not, a report says why."""
+    with report.watch() as graphs:
+        logits = logits_of(model, inputs, **options)
+        gc.collect()  # embeddings that no decoder read are told of when they are gone
+    pruned = any(graph.pruned for graph in graphs)
+    reasons = {graph.reason for graph in sharp_compile.reports() if not graph.pruned}
+    assert pruned or reasons - {NOTHING_VISUAL}, "unpruned in silence"
+    return logits, pruned
