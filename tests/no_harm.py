@@ -159,7 +159,7 @@ def caches() -> Any:
 
 
 def cut_back(cache: Any) -> Any:
-    cache.crop(6)
+    cache.crop(-4)
     return cache
 
 
