@@ -36,7 +36,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import SymInt, Tensor
+from torch import SymFloat, SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
@@ -64,6 +64,7 @@ from .wrappers import is_wrapper, kind_of, plain_tensors
 _MOST_TRIALS = 4096
 # What sums up an axis, by the names of functions and methods.
 _POOLING = {"sum", "mean", "amax", "amin", "any", "all"}
+_ARITHMETIC = {"add", "sub", "mul", "multiply", "truediv", "div", "divide", "true_divide", "floordiv", "floor_divide"}
 _MOST_TIMES = 64  # tokens are copied, for each of so many experts
 
 
@@ -259,10 +260,36 @@ class _Probe:
                 plans[node] = NodePlan(0, self._expansions(node, reason))
                 continue
             self.stages[node], self.values[node] = stage, value
-            if is_pooled or not self.pooled.isdisjoint(node.all_input_nodes):
+            if not self.pooled.isdisjoint(node.all_input_nodes):
+                self._check_no_count(node)
+                self.pooled.add(node)
+            elif is_pooled or self._pools(node, value):
                 self.pooled.add(node)
             plans[node] = NodePlan(stage, repairs, tuple(value.shape) if isinstance(value, Tensor) else None)
         return plans
+
+    def _pools(self, node: Node, result: Any) -> bool:
+        """Whether a node sums up kept tokens."""
+        leaf = leaves_of(node)[0]
+        of = self._value(leaf, self._stage_read(leaf)) if name_of(node) in _POOLING and isinstance(leaf, Node) else None
+        if not isinstance(of, Tensor) or not isinstance(result, Tensor):
+            return False
+        return len(_token_axes(of.shape, self.marks)) > len(_token_axes(result.shape, self.marks))
+
+    def _check_no_count(self, node: Node) -> None:
+        """Declines a number of tokens that goes with a sum of the kept ones: it may have been counted in any way."""
+        for leaf in leaves_of(node) if name_of(node) in _ARITHMETIC else ():
+            number = example(leaf)
+            if isinstance(number, SymInt | SymFloat):
+                counts = bool(number.node.expr.free_symbols & self.length.free_symbols)
+            else:
+                is_number = isinstance(number, int | float) and not isinstance(number, bool)
+                counts = is_number and abs(number) >= self.length_hint and number % self.length_hint == 0
+            if counts:
+                raise CannotPrune(
+                    f"{where(node)} puts {number} together with a sum over the kept tokens: it may be a number of all "
+                    "tokens; take a mean, or sum up a mask"
+                )
 
     def _pools_side(self, node: Node, stage: int) -> bool:
         """Whether a node of the tail sums up the tokens of a side tensor."""

@@ -93,7 +93,7 @@ def sharp(
             may_hold = False
             _decline(made, config, error)
         if not may_hold:
-            report.add(made)
+            _say_beside(report.add(made), module.graph, config)
             return _inner(module, inputs, config)
         compiled = _compile(module, inputs, config, shown)
     except ShortenTraceback:
@@ -147,7 +147,14 @@ def _may_hold_visual_tokens(graph: Graph, inputs: Sequence[Any]) -> bool:
         return True
     if any(is_hidden_states(node) for node in graph.find_nodes(op="placeholder")):
         return True
-    return find_unknown(graph) is not None or Unseen(graph).beside() is not None
+    return find_unknown(graph) is not None
+
+
+def _say_beside(made: GraphReport, graph: Graph, config: Config) -> None:
+    """Says once that visual features go past the sequence, where they do: there is nothing to prune."""
+    if (beside := Unseen(graph).beside()) is not None:
+        made.reason = beside
+        _skip(made, config, may_raise=False)
 
 
 def _compile(
@@ -174,9 +181,8 @@ def _compile(
             made.reason = unknown
             _skip(made, config)
             return as_it_is()
-        if linked is None and (beside := Unseen(graph).beside()) is not None:
-            made.reason = beside
-            _skip(made, config, may_raise=False)
+        if linked is None:
+            _say_beside(made, graph, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return as_it_is()
     linking = LinkedGraph(module, shown, config, made, injects)

@@ -14,12 +14,9 @@ from .integrations import transformers
 
 _TORCH = str(Path(torch.__file__).parent)
 # Ours, and the decorators of Python itself.
-_OTHERS = (
-    _TORCH,
-    str(Path(__file__).parent),
-    sysconfig.get_path("stdlib") + "/contextlib",
-    sysconfig.get_path("stdlib") + "/functools",
-)
+_PYTHON = sysconfig.get_path("stdlib")
+_OTHERS = (_TORCH, str(Path(__file__).parent), f"{_PYTHON}/contextlib", f"{_PYTHON}/functools")
+_RESUMED = "torch_dynamo_resume_in"  # what Dynamo names the rest of a function behind a break, which that calls
 _ENTRY = "compile_wrapper"  # what `torch.compile` calls a model by
 
 
@@ -49,7 +46,7 @@ def _frames_of_call() -> list[FrameType]:
         file = frame.f_code.co_filename
         if frame.f_code.co_name == _ENTRY and file.startswith(_TORCH):
             return frames
-        if not file.startswith(_OTHERS):
+        if not file.startswith(_OTHERS) and not frame.f_code.co_name.startswith(_RESUMED):
             frames.append(frame)
         frame = frame.f_back
     return []

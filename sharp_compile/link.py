@@ -36,6 +36,9 @@ class Records(Generic[Record]):
         # Reentrant: the garbage collector may run inside of `publish`, and tell `forget` of another tensor.
         self._lock = threading.RLock()
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def publish(self, tensor: Tensor, record: Record, dropped: Callable[[Record], None] | None = None) -> None:
         """Remembers a record of `tensor` for as long as it lives, and hands it to `dropped` when it dies."""
         key = id(tensor)
@@ -92,7 +95,7 @@ class Links:
 
     def find(self, inputs: Sequence[Any]) -> tuple[int, Link] | None:
         """The place of the first of `inputs` that is linked, and its link; None where none is."""
-        for place, value in enumerate(inputs):
+        for place, value in enumerate(inputs if self._records else ()):
             link = self._records.find(value)
             if link is not None and value.shape[:2] == link.frame.shape:
                 return place, link

@@ -85,7 +85,7 @@ class TailGraph:
         """The place of the hidden states among `inputs`, and what they are; None where there are none, or several."""
         found = [
             (place, record)
-            for place, value in enumerate(inputs)
+            for place, value in enumerate(inputs if shortened else ())
             if (record := shortened.find(value)) is not None and value.ndim == 3 and record.axis == 1
         ]
         return found[0] if len(found) == 1 else None

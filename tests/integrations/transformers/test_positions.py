@@ -1,0 +1,154 @@
+"""What a cache knows of the positions that its layers hold, and keeps to."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import DynamicCache, StaticCache
+
+import sharp_compile
+from sharp_compile.integrations.transformers import install, positions
+from tests.architectures import ALL_ARCHITECTURES, ARCHITECTURES, shared_model
+from tests.support import TOLERANCE, extended, forward, generate, the_pruned_graph
+
+OPTIONS = {"inner": "eager", "retention": 0.25, "selector": "uniform"}
+
+
+def pruned_cache(name="llava_onevision", **arguments):
+    """A model, its inputs, and the cache that its pruned prefill filled."""
+    model = shared_model(name, layers=4)
+    inputs = ALL_ARCHITECTURES[name].inputs(model, **arguments)
+    fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
+    cache = forward(fast, inputs).past_key_values
+    kept = the_pruned_graph(sharp_compile.reports()).kept
+    return model, inputs, cache, kept
+
+
+def test_layers_behind_the_cut_know_what_was_kept():
+    _, inputs, cache, kept = pruned_cache(batch=2, pad=[0, 3])
+    assert [positions.kept_in(layer) is None for layer in cache.layers] == [True, True, False, False]
+    assert positions.kept_in(cache.layers[3]).tolist() == kept.tolist()
+    assert positions.dropped_in(cache.layers[3]) == inputs["input_ids"].shape[1] - kept.shape[1]
+
+
+def test_without_pruning_they_hold_all():
+    model = shared_model("llava_onevision", layers=4)
+    fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
+    cache = forward(fast, {"input_ids": torch.arange(10, 20)[None]}).past_key_values
+    assert [positions.kept_in(layer) for layer in cache.layers] == [None] * 4
+
+
+def test_other_backends_leave_a_cache_as_it_is():
+    install()
+    model = shared_model("llava_onevision", layers=4)
+    inputs = ARCHITECTURES["llava_onevision"].inputs(model)
+    cache = forward(torch.compile(deepcopy(model), backend="eager"), inputs).past_key_values
+    assert not positions.is_tracked(cache)
+    assert not any("sharp" in name for layer in cache.layers for name in vars(layer))
+
+
+@pytest.mark.parametrize("left", [1, 5, 12, 30, 40])
+@pytest.mark.parametrize("arguments", [{}, {"batch": 2, "pad": [0, 6]}])
+def test_a_cache_that_is_cut_back_goes_on_as_if_the_rest_had_never_been(left, arguments):
+    """The next call sees, in each layer, the positions below `left` that the layer held."""
+    model, inputs, cache, kept = pruned_cache(**arguments)
+    length = inputs["input_ids"].shape[1]
+    keys = [layer.keys for layer in cache.layers]
+    cache.crop(left - length)
+    is_left = kept < left
+    assert [layer.keys.shape[2] for layer in cache.layers[:2]] == [left, left]
+    assert cache.layers[3].keys.shape[2] == int(is_left.sum(1).max())
+    for row, held in enumerate(is_left):
+        assert cache.layers[3].keys[row, :, : int(held.sum())].equal(keys[3][row][:, held])
+    rows = len(kept)
+    step = {
+        "input_ids": torch.full((rows, 1), 11),
+        "attention_mask": torch.cat([inputs["attention_mask"][:, :left], torch.ones(rows, 1, dtype=torch.int64)], 1),
+        "position_ids": torch.full((rows, 1), left),
+    }
+    together = forward(model, step | {"past_key_values": deepcopy(cache)}).logits
+    for row in range(rows):
+        alone = DynamicCache()
+        for layer, (whole, made) in enumerate(zip(keys, cache.layers, strict=True)):
+            at = torch.arange(left) if layer < 2 else is_left[row]
+            alone.update(
+                whole[row : row + 1, :, at],
+                made.values[row : row + 1, :, : int(at.sum()) if layer > 1 else left],
+                layer,
+            )
+        is_real = inputs["attention_mask"][row, :left].bool()
+        if not is_real.all():
+            continue  # padding would have to be hidden by hand, layer by layer
+        assert_close(together[row], by_hand(model, step, alone, row), **TOLERANCE)
+
+
+def by_hand(model, step, cache, row):
+    """The logits of one row on a cache of any lengths, whose keys are all visible."""
+    one = {name: value[row : row + 1] for name, value in step.items() if name != "attention_mask"}
+    return forward(model, one | {"past_key_values": cache, "attention_mask": None}).logits[0]
+
+
+def test_a_crop_of_what_came_later_leaves_what_was_kept():
+    model, inputs, cache, kept = pruned_cache()
+    before = [layer.keys for layer in cache.layers]
+    turn = extended(inputs, torch.tensor([[11, 12, 13]]))
+    forward(
+        model,
+        {"input_ids": torch.tensor([[11, 12, 13]]), "attention_mask": turn["attention_mask"], "past_key_values": cache},
+    )
+    cache.crop(-3)
+    assert all(layer.keys.equal(keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert positions.kept_in(cache.layers[3]).equal(kept)
+
+
+def test_rows_that_are_chosen_take_their_positions_with_them():
+    _, _, cache, kept = pruned_cache(batch=2, pad=[0, 6])
+    assert not kept[0].equal(kept[1])
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert positions.kept_in(cache.layers[3]).equal(kept[[1, 0]])
+    cache.batch_repeat_interleave(2)
+    assert positions.kept_in(cache.layers[3]).equal(kept[[1, 1, 0, 0]])
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    assert positions.kept_in(cache.layers[3]).equal(kept[[1, 0]])
+    assert positions.kept_in(deepcopy(cache).layers[3]).equal(kept[[1, 0]])
+
+
+def test_a_cache_that_was_reset_holds_all_of_what_comes_next():
+    model, inputs, cache, _ = pruned_cache()
+    cache.reset()
+    output = forward(model, inputs | {"past_key_values": cache})
+    assert_close(output.logits, forward(model, inputs).logits, **TOLERANCE)
+    assert len({layer.keys.shape[2] for layer in cache.layers}) == 1
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["gemma3", "exaone4_5"])
+def test_windows_count_positions_of_the_whole_sequence(name, cache):
+    """The answer crosses the window: with a cache it is the one without."""
+    model = shared_model(name, sliding_window=72)
+    inputs = ALL_ARCHITECTURES[name].inputs(model, text=16)
+    assert inputs["input_ids"].shape[1] < 72
+    new = 76 - inputs["input_ids"].shape[1]
+    fast = sharp_compile.compile(deepcopy(model), **OPTIONS)
+    kind = {"cache_implementation": "static"} if cache == "static" else {}
+    with torch._dynamo.config.patch(recompile_limit=64):
+        held = generate(fast, inputs, max_new_tokens=new, **kind)
+        assert any(report.pruned for report in sharp_compile.reports())
+        anew = generate(fast, inputs, max_new_tokens=new, use_cache=False)
+    assert held.sequences.tolist() == anew.sequences.tolist()
+    assert_close(torch.stack(held.logits), torch.stack(anew.logits), **TOLERANCE)
+
+
+def test_a_static_window_is_as_long_as_it_was():
+    model = shared_model("exaone4_5", sliding_window=64)
+    inputs = ALL_ARCHITECTURES["exaone4_5"].inputs(model)
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=80)
+    fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
+    forward(fast, inputs | {"past_key_values": cache})
+    report = the_pruned_graph(sharp_compile.reports())
+    lost = inputs["input_ids"].shape[1] - report.pruned_length
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    assert lengths == [
+        64 if layer.is_sliding else 80 - lost * (number > 1) for number, layer in enumerate(cache.layers)
+    ]
