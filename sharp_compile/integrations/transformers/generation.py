@@ -32,7 +32,7 @@ def install() -> None:
         can_compile: bool = original(self, model_kwargs, generation_config)
         return can_compile
 
-    GenerationMixin._valid_auto_compile_criteria = check
+    GenerationMixin._valid_auto_compile_criteria = check  # type: ignore[method-assign]
 
 
 def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:

@@ -64,19 +64,18 @@ def key_positions(layer: Any, queries: int, is_updated: bool) -> Tensor:
 
     kept, seen = kept_in(layer), getattr(layer, _SEEN)
     assert kept is not None
-    if isinstance(layer, StaticLayer) and not layer.is_sliding:
+    size = layer.keys.shape[-2] if isinstance(layer, StaticLayer) and layer.keys is not None else None
+    if size is not None and not layer.is_sliding:
         # Slots that are not filled yet are keys too.
-        total = keys = layer.keys.shape[-2]
+        total = keys = size
     else:
         held = kept.shape[1] + _seen_now(layer) - seen - (queries if is_updated else 0)
         total = keys = held + queries
-        if isinstance(layer, StaticLayer):
-            size = layer.keys.shape[-2]
-            if total <= size:
-                total = keys = size
-            elif held >= size:
-                # A full window moves on, by all but one of its slots.
-                keys = size - 1 + queries
+        if size is not None and total <= size:
+            total = keys = size
+        elif size is not None:
+            # A full window moves on, by all but one of its slots; one that fills up now holds all.
+            keys = size - 1 + queries if held >= size else total
         elif layer.is_sliding:
             keys = min(held, layer.sliding_window - 1) + queries
     later = torch.arange(seen, seen + total - kept.shape[1], device=kept.device)
