@@ -30,7 +30,7 @@ from .attention import find_attention
 from .emit import Emitter
 from .errors import CannotPrune
 from .nodes import ancestors, arguments, example, example_tensor, is_hidden_states, where, writes_into_first
-from .origins import Origins, projected_from
+from .origins import Origins, is_data, projected_from
 from .sizes import expression
 
 _MASKED_SCATTER = {torch.masked_scatter, "masked_scatter", torch.ops.aten.masked_scatter.default}
@@ -144,13 +144,35 @@ def find_unknown(graph: Graph) -> str | None:
         if (node in before or (writes_into_first(node) and origins.written.intersection(before, node.all_input_nodes)))
         and (origins.lookups[node] and origins.data[node] and node not in origins.written)
     )
-    if mixing.target in _ADD and any(_root(parent).target is F.embedding for parent in mixing.all_input_nodes):
+    if mixing.target in _ADD and not any(_selects(parent) for parent in mixing.all_input_nodes):
         return None  # something is added to every token, such as its position
     return (
         f"data are put among the text embeddings by {where(mixing)}, which is no known form of injecting visual "
         "features; use embeddings.masked_scatter(mask, features), or call the model inside "
         "sharp_compile.visual_tokens(is_visual)"
     )
+
+
+def _selects(node: Node) -> bool:
+    """Whether a node holds something at some positions and not at others, depending on what comes in."""
+    node = _root(node)
+    if node.target in _MUL:
+        factors = [_root(factor) for factor in node.all_input_nodes]
+        masks = [factor for factor in factors if factor.op != "placeholder" and _is_mask_of_ids(factor)]
+        return bool(masks)
+    name = str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
+    return any(part in name for part in ("where", "masked", "index", "scatter"))
+
+
+def _is_mask_of_ids(node: Node) -> bool:
+    """Whether a mask, or what is computed from one, is meant: neither weights nor features alone."""
+    value = example_tensor(node)
+    if value is None or value.ndim < 2:
+        return False
+    before = ancestors(node)
+    return any(
+        (tensor := example_tensor(each)) is not None and tensor.dtype == torch.bool for each in before
+    ) and not any(is_data(each) or each.target is F.embedding for each in before)
 
 
 def _sizes(node: Node) -> list[sympy.Expr]:

@@ -84,13 +84,12 @@ class Origins:
             self.attended.add(node)
             attention = self.attentions[node]
             asking, parents = _entering(attention.query), projected_from(attention) or parents
-            if not any(self.lookups[parent] for parent in parents):
-                text = frozenset().union(*(self.lookups[parent] for parent in asking))
-                if text:
-                    if any(self.data[parent] for parent in parents):
-                        self.beside.add(node)
-                    self.lookups[node], self.data[node] = text, frozenset()
-                    return
+            text = frozenset().union(*(self.lookups[parent] for parent in asking))
+            if text and not any(text & self.lookups[parent] for parent in parents):
+                if any(self.data[parent] for parent in parents):
+                    self.beside.add(node)
+                self.lookups[node], self.data[node] = text, frozenset()
+                return
         self.lookups[node] = frozenset().union(*(self.lookups[parent] for parent in parents))
         self.data[node] = frozenset().union(*(self.data[parent] for parent in parents))
         if not self.attended.isdisjoint(parents):

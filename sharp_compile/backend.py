@@ -42,7 +42,8 @@ from .passes.frames import emit_frames, find_frames
 from .passes.held_positions import tell_all_positions
 from .passes.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
 from .passes.modality import KIND, modality_of, only
-from .passes.nodes import arguments, copy_of, example, is_hidden_states, writes_into_inputs
+from .passes.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
+from .passes.part import part_of
 from .passes.pipeline import Pruned, injected_elements, prune, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
@@ -84,9 +85,15 @@ def sharp(
         if mode is not None:
             raise ValueError(_about_mode(mode))
         config = Config.parse(options)
-        shown = with_injections(module)
-        if not _may_hold_visual_tokens(shown.graph, inputs):
-            _say_beside(report.add(GraphReport(False, _NO_VISUAL_TOKENS)), shown.graph, config)
+        made = GraphReport(False, _NO_VISUAL_TOKENS)
+        try:
+            shown = with_injections(module)
+            may_hold = _may_hold_visual_tokens(shown.graph, inputs)
+        except Exception as error:
+            may_hold = False
+            _decline(made, config, error)
+        if not may_hold:
+            _say_beside(report.add(made), module.graph, config)
             return _inner(module, inputs, config)
         compiled = _compile(module, inputs, config, shown)
     except ShortenTraceback:
@@ -165,6 +172,7 @@ def _compile(
     if injects and not injects_into_input(graph):
         return _compile_injecting(module, inputs, config, later, shown)
     made = GraphReport(False, _NO_VISUAL_TOKENS)
+    as_it_is = functools.partial(_how(config, inputs, later), module)
     if not injects:
         unknown = find_unknown(graph)
         linked = linked or said.find(inputs)
@@ -172,15 +180,17 @@ def _compile(
         if linked is None and unknown is not None:
             made.reason = unknown
             _skip(made, config)
-            return _inner(module, inputs, config)
+            return as_it_is()
         if linked is None:
             _say_beside(made, graph, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
-            return _inner(module, inputs, config)
+            return as_it_is()
     linking = LinkedGraph(module, shown, config, made, injects)
     if later or linking.tail.find(inputs) is not None:
         # Prepared by the call that comes next; for other inputs when it is first needed.
         return linking
+    if linked is None:
+        linking.look_for_pixels(inputs)
     if linked is None or linking.prepare(*linked) is None:
         linking.compile_unlinked(inputs)
     return linking
@@ -199,22 +209,21 @@ def _compile_injecting(
         shown = with_injections(module)
         _label(shown.graph)
     copy = copy_of(shown)
-    inner = functools.partial(_inner, config=config)
-    how = functools.partial(_compile_later, backend=inner) if later else functools.partial(inner, inputs=inputs)
-    made = GraphReport(False, "")
+    how = _how(config, inputs, later)
+    made, place = GraphReport(False, ""), None
     try:
         injections = _chosen(copy.graph, config)
-        if not injections:
-            made.reason = f"features are injected in this graph that modality={config.modality!r} keeps as text is"
-            report.add(made)
-            return how(module)
         attempts = (prune(copy, injection, config, _ended(module), trace=not later) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
-        place = None if pruned else _return_injection(Emitter(copy, trace=not later), injections[-1], config)
+        if injections and pruned is None:
+            place = _return_injection(Emitter(copy, trace=not later), injections[-1], config)
     except Exception as error:
         _decline(report.add(made), config, error)
         return how(module)
     report.add(made)
+    if not injections:
+        made.reason = f"features are injected in this graph that modality={config.modality!r} keeps as text is"
+        return how(module)
     if pruned is None:
         assert place is not None
         return _publishing(how(copy), place, made, config)
@@ -243,17 +252,39 @@ def _label(graph: Graph) -> None:
             features.meta[KIND] = kind
 
 
+def _how(config: Config, inputs: Sequence[Any], later: bool) -> Callable[[GraphModule], Compiled]:
+    """What compiles a graph for the inner backend: now, on the inputs of Dynamo's, or when it first runs."""
+    inner = functools.partial(_inner, config=config)
+    return functools.partial(_compile_later, backend=inner) if later else functools.partial(inner, inputs=inputs)
+
+
 def _run_pruned(
     compiled: Compiled, made: GraphReport, pruned: Pruned, config: Config, module: GraphModule, copy: GraphModule
 ) -> PrunedGraph:
     """The pruned `copy` of a graph, ready to run; for a call that can't be pruned the graph itself, where that may be.
 
-    A graph that has written into its inputs can't run again.
+    A graph that has written into its inputs can't run again: the text of its rows is counted before it runs.
     """
-    unpruned = None
-    if config.on_skip != "raise" and not writes_into_inputs(module.graph):
+    may_run_unpruned, count_text, unpruned = config.on_skip != "raise", None, None
+    text, length = _text_and_length(copy, pruned)
+    if may_run_unpruned and not _is_one_row(text) and writes_into_inputs(module.graph):
+        count_text = part_of(copy, (text, length))
+        may_run_unpruned = count_text is not None
+    if may_run_unpruned:
         unpruned = _compile_later(module, functools.partial(_inner, config=config))
-    return PrunedGraph(compiled, made, pruned, (module, copy), unpruned, config.on_skip == "warn")
+    return PrunedGraph(compiled, made, pruned, (module, copy), count_text, unpruned, config.on_skip == "warn")
+
+
+def _is_one_row(text: Node) -> bool:
+    """Whether `text` ``[B]`` is surely of one row, which has all visual tokens itself."""
+    value = example_tensor(text)
+    return value is not None and isinstance(value.shape[0], int) and value.shape[0] == 1
+
+
+def _text_and_length(copy: GraphModule, pruned: Pruned) -> tuple[Node, int | Node]:
+    """The text tokens of each row ``[B]``, and S', in a pruned graph."""
+    told = arguments(copy.graph.output_node())[0][-len(pruned.told) :]
+    return told[pruned.told.index("text")], pruned.lengths["pruned_length"]
 
 
 def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
@@ -383,9 +414,8 @@ class LinkedGraph:
 
     def compile_unlinked(self, inputs: Sequence[Any]) -> None:
         """Compiles the graph for inputs without visual tokens from the graph that Dynamo made, on `inputs`."""
-        self.look_for_pixels(inputs)
         if self.injects:
-            self.unlinked = _compile_injecting(self.module, inputs, self.config, self.shown)
+            self.unlinked = _compile_injecting(self.module, inputs, self.config, shown=self.shown)
         else:
             self.unlinked = _inner(self.module, inputs, self.config)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
-from torch._dynamo.eval_frame import _TorchDynamoContext, innermost_backend
+from torch import Tensor
+from torch._dynamo.eval_frame import _TorchDynamoContext
 from torch.fx import GraphModule
 
 from . import report
@@ -37,7 +38,7 @@ def active_backend() -> Any:
     while frame is not None:
         if frame.f_code is _COMPILE_WRAPPER:
             callback = frame.f_locals["self"].callback
-            return innermost_backend(callback) if callable(callback) else None
+            return _innermost(callback) if callable(callback) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
@@ -78,7 +79,9 @@ class CompiledPerSetting:
         """Runs the graph on inputs like those it was traced with."""
         backend, compiled = self.latest
         active = active_backend()
-        if active is not backend and active is not None:
+        if active is None:
+            _, compiled = self.versions[0]
+        elif active is not backend:
             compiled = self._version(active, args)
             self.latest = active, compiled
         return compiled(*args)
@@ -103,6 +106,8 @@ class PrunedGraph:
         report: that of the graph.
         pruned: what was done to the graph; ``told`` are the names of the auxiliary outputs.
         graphs: before and after pruning, for those who want to know what they take.
+        count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
+            where the graph may be run for it.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
     """
 
@@ -112,11 +117,12 @@ class PrunedGraph:
         made: GraphReport,
         pruned: Pruned,
         graphs: tuple[GraphModule, GraphModule],
+        count_text: Compiled | None,
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
         self.compiled, self.report, self.pruned, self.graphs = compiled, made, pruned, graphs
-        self.run_unpruned, self.warn = run_unpruned, warn
+        self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
         ended = getattr(graphs[0], "compile_subgraph_reason", None)
         self.broke: bool = ended is not None and ended.graph_break
 
@@ -126,14 +132,16 @@ class PrunedGraph:
         Raises:
             ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
         """
+        if self.count_text is not None:
+            text, kept = self.count_text(*args)
+            if has_too_much(text, kept):
+                return self._run_unpruned(text, kept, args)
         results, told = self.compiled(*args), self.pruned.told
         extra = dict(zip(told, results[-len(told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
         stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
-        # Meta tensors have shapes and no data to check.
-        most = 0 if text.is_meta else int(text.max())
-        if most > kept.shape[1]:
-            return self._too_much_text(int(text.argmax()), most, kept.shape[1], args)
+        if has_too_much(text, kept.shape[1]):
+            return self._run_unpruned(text, kept.shape[1], args)
         report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
         if report.flops_wanted():
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
@@ -141,11 +149,12 @@ class PrunedGraph:
         given = self.pruned.returned, self.pruned.states
         return tuple(hand_on(results[: -len(told)], *given, stages, length, self.broke))
 
-    def _too_much_text(self, row: int, text: int, kept: int, args: Sequence[Any]) -> Sequence[Any]:
+    def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
+        row = int(text.argmax())
         reason = (
-            f"row {row} of the batch has {text} text tokens, but only {kept} positions are kept: its visual tokens and "
-            "padding are fewer than what is dropped of every row. The batch mixes videos with rows of little or no "
-            "video; run those apart, or with a higher retention"
+            f"row {row} of the batch has {int(text[row])} text tokens, but only {kept} positions are kept: its visual "
+            "tokens and padding are fewer than what is dropped of every row. The batch mixes videos with rows of "
+            "little or no video; run those apart, or with a higher retention"
         )
         if self.run_unpruned is None:
             raise ValueError(reason)
@@ -155,3 +164,16 @@ class PrunedGraph:
         report.keep(self.report, None)
         results: Sequence[Any] = self.run_unpruned(*args)
         return results
+
+
+def has_too_much(text: Tensor, kept: int) -> bool:
+    """Whether a row has more `text` tokens ``[B]`` than positions are kept of it."""
+    # Meta tensors have shapes and no data to check.
+    return not text.is_meta and int(text.max()) > kept
+
+
+def _innermost(backend: Any) -> Any:
+    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    return backend

@@ -13,7 +13,9 @@ from torch.fx import Graph
 from . import report, said
 from .integrations.transformers import prompt
 from .passes.attention import find_attention
-from .passes.decoder import holds_decoder
+from .passes.decoder import find_decoder, holds_decoder
+from .passes.errors import CannotPrune
+from .passes.nodes import is_hidden_states
 from .passes.origins import reads_data_beside
 
 MERGED = (
@@ -44,21 +46,32 @@ class Unseen:
     def _reason(self, inputs: Sequence[Any]) -> str | None:
         hidden = [value for value in inputs if isinstance(value, Tensor) and _is_hidden(value)]
         shapes = [value.shape[:2] for value in hidden]
-        if shapes and prompt.is_prompt_with_pixels(inputs) and self._holds_decoder:
+        if shapes and prompt.is_prompt_with_pixels(inputs) and self._holds_layers:
             return MERGED
         if not shapes or said.is_said() or not self._holds_decoder:
             return None
         given = list(_given())
         ids = [value for value in given if value.ndim == 2 and not _is_float(value) and value.shape[1] > 1]
         data = [value for value in given if _is_float(value) and value.ndim > 1 and not _is_mask(value, shapes)]
+        if any(_is_hidden(value) and value.shape[:2] in shapes for value in data):
+            return GIVEN
         if not ids:
-            return GIVEN if any(_is_hidden(value) and value.shape[:2] in shapes for value in data) else None
+            return None
         merged = any(value.shape in shapes for value in ids) or self._is_causal
         return MERGED if data and merged else None
 
     @functools.cached_property
     def _holds_decoder(self) -> bool:
         return holds_decoder(self._graph)
+
+    @functools.cached_property
+    def _holds_layers(self) -> bool:
+        """Whether a decoder, or a part of one that Dynamo cut into several graphs, reads what comes in."""
+        try:
+            inputs = [node for node in self._graph.find_nodes(op="placeholder") if is_hidden_states(node)]
+            return any(find_decoder(self._graph, node) is not None for node in inputs)
+        except CannotPrune:
+            return True
 
     @functools.cached_property
     def _is_causal(self) -> bool:
@@ -75,7 +88,8 @@ def _once(reason: str | None) -> str | None:
 
 def _given() -> Iterator[Tensor]:
     """The tensors that the outermost call of a module, or of a compiled function, was given."""
-    frame, given = sys._getframe(), []
+    frame = sys._getframe()
+    given: list[Tensor] = []
     while frame.f_back is not None:
         frame = frame.f_back
         if str(frame.f_globals.get("__name__", "")).startswith("torch."):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 from zlib import crc32
 
-import pytest
+T = TypeVar("T", bound=Hashable)
 
 
 @functools.cache
@@ -26,11 +28,8 @@ def seed() -> int:
     return crc32(found.stdout.strip().encode()) % 10_000
 
 
-def is_chosen(case: str, share: float) -> bool:
-    """Whether a case is among the `share` of all that this run has."""
-    return Random(f"{seed()} {case}").random() < share
-
-
-def rotating(case: str, share: float) -> list[pytest.MarkDecorator]:
-    """The marks of a case: slow, unless it is chosen."""
-    return [] if is_chosen(case, share) else [pytest.mark.slow]
+def some_of(cases: Mapping[str, Sequence[T]], share: float) -> set[T]:
+    """One case of each of a `share` of the groups of `cases`, chosen by the seed."""
+    random = Random(seed())
+    groups = random.sample(sorted(cases), round(share * len(cases)))
+    return {random.choice(cases[group]) for group in groups}

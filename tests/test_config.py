@@ -174,6 +174,7 @@ def test_options_that_contradict_each_other_are_refused(options, message):
 def test_the_defaults():
     expected = Config(
         cuts=(Cut(layer=1, numerator=1, denominator=10),),
+        modality="visual",
         selector="sharp",
         segment=Segment("scores", 1),
         debias=Debias("rotary", "logit"),

@@ -52,7 +52,7 @@ PEERS = [
 IDENTITY = {"retention": 1.0}
 
 pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
-# Those that are slow are in a quarter of the matrix of all architectures each day.
+# Those that are slow are in the matrix of all architectures, of which each run has a part.
 every_kind = pytest.mark.parametrize(
     "name",
     [n if n == "llava_onevision" else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES],

@@ -1,13 +1,13 @@
 """Every architecture, call and kind of cache: pruned as the oracle prunes by hand, or declined with a reason.
 
-The whole matrix is slow. One case of a quarter of the architectures, of others each day, is not: CI runs that.
+The whole matrix is slow. One case of a quarter of the architectures is not, by the seed of `tests.rotation`: CI runs
+that.
 `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md` runs all of it, and
 writes what came out. Every case that runs otherwise is compared with that page.
 """
 
 from __future__ import annotations
 
-import datetime
 import gc
 import inspect
 import re
@@ -24,6 +24,7 @@ import transformers
 import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
+from tests.rotation import seed
 from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, cache_of, forward, generate
 from tests.table import CALLS, check_on_page
 
@@ -49,16 +50,15 @@ FAILS_IN_TRANSFORMERS = {("inkling2", "static cache")}
 
 
 def cases():
-    """All cases, those of other days marked slow. The selectors take turns: two meet each architecture and call."""
-    today = datetime.date.today().toordinal()
+    """All cases, those of other seeds marked slow. The selectors take turns: two meet each architecture and call."""
     for number, (name, (place, call), (row, rows)) in enumerate(
         product(ALL_ARCHITECTURES, enumerate(CALLS), enumerate(ROWS))
     ):
         if (name, call) in FAILS_IN_TRANSFORMERS:
             continue
         selector = SELECTORS[(number // 6 + place + row) % 3]
-        # One of the six of each every fourth day, counted so that a day has calls and rows of every kind.
-        marks = [] if (number + number // 6 - today) % 24 == 0 else [pytest.mark.slow]
+        # One of the six of each for every fourth seed, counted so that a seed has calls and rows of every kind.
+        marks = [] if (number + number // 6 - seed()) % 24 == 0 else [pytest.mark.slow]
         yield pytest.param(name, call, rows, selector, marks=marks, id=f"{name}-{call}-{rows}-{selector}")
 
 

@@ -171,3 +171,21 @@ def test_dynamos_expected_warnings_are_hidden_for_this_backend_alone():
 
     assert said("eager")
     assert not said("sharp")
+
+
+def test_a_graph_runs_outside_of_all_compilations_as_it_was_made(graph_of_another_setting):
+    inputs, given = toy_inputs(), []
+
+    def other(module, example):
+        graph = graph_of_another_setting(module, example)
+
+        def run(*args):
+            given.append((graph, args))
+            return graph(*args)
+
+        return run
+
+    compiled(Toy(), retention=0.9)(**inputs)
+    torch.compile(Toy(), backend=other)(**inputs)
+    graph, args = given[0]
+    assert sorted(result.shape[1] for result in graph(*args) if result.ndim == 3) == [24]

@@ -218,7 +218,15 @@ def row_by_row_counted(e, m, f):
     return torch.where(m[..., None], f[index].view(e.shape), e)
 
 
-@pytest.mark.parametrize("put", [row_by_row, copied_into_a_part, one_for_many, row_by_row_counted], ids=name)
+def sum_with_padded_features(e, m, f):
+    padded = torch.nn.functional.pad(f.view(e.shape[0], -1, e.shape[2]), (0, 0, 2, 4))
+    return e * (1 - m.float()[..., None]) + padded
+
+
+UNKNOWN = [row_by_row, copied_into_a_part, one_for_many, row_by_row_counted, sum_with_padded_features]
+
+
+@pytest.mark.parametrize("put", UNKNOWN, ids=name)
 def test_what_is_no_known_form_is_said(put):
     model, inputs = Forms(put), toy_inputs(rows=2)
     with torch.no_grad():

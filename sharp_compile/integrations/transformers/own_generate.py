@@ -68,12 +68,13 @@ def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
     from transformers import GenerationMixin
 
     from ...backend import sharp
+    from ...recompilation import isolated
 
     for part in model.modules():
         is_ours = part in _parts
         if part is model or not isinstance(part, GenerationMixin) or (part._compiled_call_impl and not is_ours):
             continue
         if not part._compiled_call_impl or _parts[part] != options:
-            part.compile(backend=sharp, options=dict(options))
+            part.compile(backend=sharp, options=dict(options), **isolated())
             prompt.tell_visual_tokens(part, options)
             _parts[part] = dict(options)

@@ -17,7 +17,30 @@ def compiled(name):
 def test_a_generate_of_the_models_own_compiles_the_parts_that_it_calls():
     model = compiled("instructblipvideo")
     assert model.language_model._compiled_call_impl is not None
-    assert model.generate.__wrapped__.__func__ is type(model).generate
+
+
+def test_a_generate_of_the_models_own_is_pruned_where_the_model_is_compiled_as_any():
+    model, stock = deepcopy(shared_model("instructblipvideo")), shared_model("instructblipvideo")
+    inputs = ALL_ARCHITECTURES["instructblipvideo"].inputs(model)
+    model.compile(backend="sharp", options={"inner": "eager", "retention": 1.0, "on_skip": "raise"})
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert model.generate(**inputs, **options).equal(stock.generate(**inputs, **options))
+    assert [report.pruned for report in sharp_compile.reports()].count(True) == 1
+    assert stock.language_model._compiled_call_impl is None
+
+
+def test_a_deep_copy_is_not_compiled():
+    """And generates by itself: with other weights it gives another answer."""
+    model = compiled("instructblipvideo")
+    inputs = ALL_ARCHITECTURES["instructblipvideo"].inputs(model)
+    copy = deepcopy(model)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert copy.language_model._compiled_call_impl is None
+    assert copy.generate(**inputs, **options).equal(shared_model("instructblipvideo").generate(**inputs, **options))
+    assert sharp_compile.reports() == []
+    with torch.no_grad():
+        copy.language_model.lm_head.weight.zero_()
+    assert len(copy.generate(**inputs, **options)[0, -3:].unique()) == 1
 
 
 def test_a_model_that_generates_as_all_do_is_left_alone():

@@ -49,6 +49,15 @@ def test_equals_loops(function, form):
     assert_close(function(query, key, weight, mask, 0.3), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("function", [reference.received_attention, received_attention])
+def test_rows_that_count_nothing_may_hold_anything(function):
+    query, key = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
+    weight = torch.tensor([[0.5, 0.0, 0.5]])
+    expected = function(query[:, :, [0, 2]], key, weight[:, [0, 2]], None, 0.3)
+    query[:, :, 1] = torch.nan
+    assert_close(function(query, key, weight, None, 0.3), expected)
+
+
 def test_the_usual_scale_is_the_default():
     query, key, weight = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 5, 16), torch.ones(1, 3)
     expected = received_attention(query, key, weight, None, 0.25)
