@@ -212,7 +212,7 @@ def test_two_lengths_and_a_prompt_that_is_not_pruned(head: Head, breaks: str) ->
             assert_close(actual, head(hidden, ids.gather(1, kept), mask.gather(1, kept)))
 
 
-@pytest.mark.parametrize("breaks", ["nowhere", "inside"])
+@pytest.mark.parametrize("breaks", ["nowhere", "behind"])
 def test_positions_behind_several_cuts(breaks: str) -> None:
     cuts = {name: value for name, value in OPTIONS.items() if name not in ("retention", "layer")}
     cuts["stages"] = [(0, 0.5), (1, 0.25)]
