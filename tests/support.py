@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from tests import oracle
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}  # the logits of the tiny models are about 4, cached values about 1
 NEW = 5  # tokens that are generated
+_WINDOWS = ("sliding_window", "sliding_window_size")  # what configs and modules call the length of a window
 
 Inputs = Mapping[str, Any]
 
@@ -179,3 +182,24 @@ def assert_reported(report: Any, inputs: Inputs, visual: torch.Tensor, run: orac
         value = getattr(report, name)
         assert isinstance(value, str) or value == expected, (name, value, expected)
     assert report.kept.tolist() == run.kept[0].tolist()
+
+
+def _holders(model: nn.Module) -> Iterator[Any]:
+    """All that may tell a sliding window: modules, and their configs."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        yield from (module, config, getattr(config, "text_config", None))
+
+
+def has_window(model: nn.Module) -> bool:
+    """Whether a model has a sliding window."""
+    return any(isinstance(getattr(holder, size, None), int) for holder in _holders(model) for size in _WINDOWS)
+
+
+def with_window(model: nn.Module, window: int | None) -> nn.Module:
+    """A copy whose sliding windows are of `window` tokens; those of the architecture for None."""
+    model = deepcopy(model)
+    for holder, size in product(_holders(model), _WINDOWS):
+        if window is not None and isinstance(getattr(holder, size, None), int):
+            setattr(holder, size, window)
+    return model

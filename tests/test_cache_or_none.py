@@ -17,7 +17,7 @@ import sharp_compile
 from sharp_compile import report
 from tests.architectures import ALL_ARCHITECTURES, shared_model
 from tests.rotation import some_of
-from tests.support import generate, with_padding_moved
+from tests.support import generate, has_window, with_padding_moved, with_window
 
 NEW = 6
 CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
@@ -34,7 +34,6 @@ WINDOWED = (
     *("cohere_compass", "dots3_note", "exaone4_5", "gemma3", "gemma4", "inkling2", "lfm3_vl"),
     *("muse_glimmer", "muse_spark"),
 )
-SIZES = ("sliding_window", "sliding_window_size")
 # What the stock model can't do, or what it does otherwise with a cache than without: measured, transformers 5.23.
 STOCK = {
     ("ernie4_5_vl_moe", "none"): "fails without a cache: the mask has the length of one more token than the features",
@@ -42,26 +41,6 @@ STOCK = {
     ("ovis2", "padding everywhere"): "logits with a cache differ by 20 from those without",
 }
 NOTHING_VISUAL = "no visual tokens are injected in this graph"
-
-
-def holders(model):
-    """All that may tell a sliding window: modules, and their configs."""
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        yield from (module, config, getattr(config, "text_config", None))
-
-
-def has_window(model):
-    return any(isinstance(getattr(holder, size, None), int) for holder in holders(model) for size in SIZES)
-
-
-def with_window(model, window):
-    """A copy whose sliding windows are of `window` tokens; those of the architecture for None."""
-    model = deepcopy(model)
-    for holder, size in product(holders(model), SIZES):
-        if window is not None and isinstance(getattr(holder, size, None), int):
-            setattr(holder, size, window)
-    return model
 
 
 def cases():

@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 import sharp_compile
 from sharp_compile.integrations.transformers import install, positions
 from tests.architectures import ALL_ARCHITECTURES, ARCHITECTURES, shared_model
-from tests.support import TOLERANCE, extended, forward, generate, the_pruned_graph
+from tests.support import TOLERANCE, extended, forward, the_pruned_graph, with_window
 
 OPTIONS = {"inner": "eager", "retention": 0.25, "selector": "uniform"}
 
@@ -122,26 +122,8 @@ def test_a_cache_that_was_reset_holds_all_of_what_comes_next():
     assert len({layer.keys.shape[2] for layer in cache.layers}) == 1
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["gemma3", "exaone4_5"])
-def test_windows_count_positions_of_the_whole_sequence(name, cache):
-    """The answer crosses the window: with a cache it is the one without."""
-    model = shared_model(name, sliding_window=72)
-    inputs = ALL_ARCHITECTURES[name].inputs(model, text=16)
-    assert inputs["input_ids"].shape[1] < 72
-    new = 76 - inputs["input_ids"].shape[1]
-    fast = sharp_compile.compile(deepcopy(model), **OPTIONS)
-    kind = {"cache_implementation": "static"} if cache == "static" else {}
-    with torch._dynamo.config.patch(recompile_limit=64):
-        held = generate(fast, inputs, max_new_tokens=new, **kind)
-        assert any(report.pruned for report in sharp_compile.reports())
-        anew = generate(fast, inputs, max_new_tokens=new, use_cache=False)
-    assert held.sequences.tolist() == anew.sequences.tolist()
-    assert_close(torch.stack(held.logits), torch.stack(anew.logits), **TOLERANCE)
-
-
 def test_a_static_window_is_as_long_as_it_was():
-    model = shared_model("exaone4_5", sliding_window=64)
+    model = with_window(shared_model("exaone4_5"), 64)
     inputs = ALL_ARCHITECTURES["exaone4_5"].inputs(model)
     cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=80)
     fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
