@@ -170,9 +170,9 @@ def _is_mask_of_ids(node: Node) -> bool:
     if value is None or value.ndim < 2:
         return False
     before = ancestors(node)
-    return any(
-        (tensor := example_tensor(each)) is not None and tensor.dtype == torch.bool for each in before
-    ) and not any(is_data(each) or each.target is F.embedding for each in before)
+    if any((each.op == "placeholder" and is_data(each)) or each.target is F.embedding for each in before):
+        return False
+    return any((tensor := example_tensor(each)) is not None and tensor.dtype == torch.bool for each in before)
 
 
 def _sizes(node: Node) -> list[sympy.Expr]:
