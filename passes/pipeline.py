@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..config import Config, Cut
@@ -51,7 +51,7 @@ class Pruned:
     tokens of each row, ``[B]`` int64. ``lengths`` are by the names of a report's too: numbers, or the nodes of symbolic
     ones. ``hoisted`` says that the first cut is at the input of its layer, for all but keys and values. ``returned``
     are those of the graph's own results that are shortened, ``states`` the places of those that are hidden states
-    ``[B, S', C]`` behind the last cut.
+    ``[B, S', C]`` behind the last cut. ``least`` is the fewest tokens that may be left of a row.
     """
 
     cuts: tuple[Cut, ...]
@@ -62,6 +62,7 @@ class Pruned:
     told: tuple[str, ...]
     returned: tuple[Returned, ...]
     states: tuple[int, ...]
+    least: int
 
 
 def with_injections(module: GraphModule) -> GraphModule:
@@ -163,10 +164,7 @@ def prune(
             pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
             # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
             if least > 1 and (length := example(pruned)) is not None and bool(length < least):
-                raise CannotPrune(
-                    f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state "
-                    "(a sliding window in a static cache, a convolution); use a dynamic cache or a higher retention"
-                )
+                raise CannotPrune(too_short(length, least))
             if stage > 0 and attention is not None:
                 attention = as_rewritten(module.graph, attention)
             hidden = shrinker.read(place.hidden, stage)
@@ -237,6 +235,15 @@ def prune(
         tuple(told),
         tuple(returned),
         tuple(states),
+        least,
+    )
+
+
+def too_short(length: int | SymInt, least: int) -> str:
+    """The reason where fewer tokens would be kept than a state of a fixed size is filled with."""
+    return (
+        f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state (a sliding "
+        "window in a static cache, a convolution); use a dynamic cache or a higher retention"
     )
 
 

@@ -44,7 +44,7 @@ from .passes.injection import Injection, emit_masks, find_injections, find_unkno
 from .passes.modality import KIND, modality_of, only
 from .passes.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
 from .passes.part import part_of
-from .passes.pipeline import Pruned, injected_elements, prune, with_injections
+from .passes.pipeline import Pruned, injected_elements, prune, too_short, with_injections
 from .passes.select import visual_mask
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
@@ -369,6 +369,7 @@ class LinkedGraph:
     Attributes:
         unlinked: the graph for inputs without visual tokens, compiled.
         linked: for each input that held some, the graph for these; None where it can't be pruned.
+        least: for each of these inputs, the fewest tokens that may be left of a row.
         takes_over: whether visual tokens are pruned here, handed on, or known to stay.
     """
 
@@ -378,6 +379,7 @@ class LinkedGraph:
         self.module, self.shown, self.config, self.report, self.injects = module, shown, config, made, injects
         self.unlinked: Compiled | None = None
         self.linked: dict[int, Compiled | None] = {}
+        self.least: dict[int, int] = {}
         self.takes_over = False
         self.said_missed = False
         self.unseen = Unseen(module.graph)
@@ -444,7 +446,21 @@ class LinkedGraph:
                     self.linked[place], self.takes_over, link.read = None, True, True
                     _decline(self.report, self.config, error)
             link.read = link.read or self.takes_over
+            length = self._length_left(place, link) if self.least.get(place, 1) > 1 else None
+            if length is not None and length < self.least[place]:
+                self.report.reason = too_short(length, self.least[place])
+                _skip(self.report, self.config)
+                return None
             return self.linked[place]
+
+    def _length_left(self, place: int, link: Link) -> int | None:
+        """S' of a call; None where the graph injects features of its own as well."""
+        rows, length = link.frame.shape
+        channels = example(self.module.graph.find_nodes(op="placeholder")[place]).shape[2]
+        if self.injects or not isinstance(channels, int):
+            return None
+        visual = link.elements // (rows * channels)
+        return length - visual + self.config.cuts[-1].kept(visual)
 
     def _prune(self, place: int) -> Compiled | None:
         began = time.perf_counter()
@@ -468,7 +484,7 @@ class LinkedGraph:
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None
-        self.takes_over = True
+        self.takes_over, self.least[place] = True, pruned.least
         self.report.pruned = True
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         _describe(self.report, pruned, began)
