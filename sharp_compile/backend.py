@@ -385,7 +385,7 @@ class LinkedGraph:
         self.unseen = Unseen(module.graph)
         # Calls of several threads may need the same graph at once; its compilation may need it too.
         self.lock = threading.RLock()
-        self.tail = TailGraph(module, self._compile)
+        self.tail = TailGraph(module, self._compile, functools.partial(_decline, made, config))
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Runs the graph on inputs like those it was traced with."""

@@ -77,8 +77,13 @@ class TailGraph:
     the rewritten graph gets them as one more, and is compiled in its own right.
     """
 
-    def __init__(self, module: GraphModule, compile_copy: Callable[[GraphModule], Compiled]) -> None:
-        self.module, self.compile_copy = module, compile_copy
+    def __init__(
+        self,
+        module: GraphModule,
+        compile_copy: Callable[[GraphModule], Compiled],
+        decline: Callable[[Exception], None],
+    ) -> None:
+        self.module, self.compile_copy, self.decline = module, compile_copy, decline
         self.compiled: dict[tuple[int, bool], tuple[Compiled, Tail] | None] = {}
 
     def find(self, inputs: Sequence[Any]) -> tuple[int, Shortened] | None:
@@ -123,5 +128,10 @@ class TailGraph:
                     "model without output_hidden_states, or without what reads them"
                 ) from reason
             log.info("runs on hidden states at full length: %s", reason)
+            return None
+        except Exception as error:  # a fault of ours: at full length the graph is right as it is
+            if not is_full:
+                raise
+            self.decline(error)
             return None
         return None if tail is None else (self.compile_copy(copy), tail)
