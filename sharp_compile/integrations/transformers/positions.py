@@ -158,19 +158,39 @@ def _resetting(reset: Callable[..., Any]) -> Callable[..., Any]:
 
 def _cropping(crop: Callable[..., Any]) -> Callable[..., Any]:
     """`Cache.crop`: a layer holds what it held of the positions that are left."""
+    from transformers import cache_utils
 
     def cropping(self: Any, tokens_to_remove: int) -> None:
         if not is_tracked(self):
             return crop(self, tokens_to_remove)
         for layer in self.layers:
+            _check_croppable(layer, self.layers, tokens_to_remove)
+        for layer in self.layers:
             if kept_in(layer) is None:
                 layer.crop(tokens_to_remove)
             else:
-                # Older versions take the number of positions that are left, too; newer ones refused it just before.
-                _crop(layer, _seen_now(layer) - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove)
+                _crop(layer, _to_remove(layer, tokens_to_remove))
+                if hasattr(layer, "conv_states"):
+                    cache_utils.LinearAttentionCacheLayerMixin.crop(layer, tokens_to_remove)
         return None
 
     return cropping
+
+
+def _to_remove(layer: Any, tokens_to_remove: int) -> int:
+    # Older versions take the number of positions that are left, too; newer ones refuse it at the first layer.
+    return _seen_now(layer) - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+
+
+def _check_croppable(layer: Any, layers: list[Any], tokens_to_remove: int) -> None:
+    """Refuse a crop among the positions that were pruned where a layer does not hold them one by one."""
+    if kept_in(layer) is None or _seen_now(layer) - _to_remove(layer, tokens_to_remove) >= getattr(layer, _SEEN):
+        return
+    if hasattr(layer, "_quantized_keys") or any(hasattr(each, "conv_states") for each in layers):
+        raise RuntimeError(
+            "a pruned cache with quantized keys or with states of convolutions can't be cropped to a point before the "
+            f"end of its prompt, position {getattr(layer, _SEEN)}: call the model on the shorter prompt"
+        )
 
 
 def _crop(layer: Any, remove: int) -> None:

@@ -1,5 +1,6 @@
 """What a cache knows of the positions that its layers hold, and keeps to."""
 
+import functools
 from copy import deepcopy
 
 import pytest
@@ -15,18 +16,24 @@ from tests.support import TOLERANCE, extended, forward, the_pruned_graph, with_w
 OPTIONS = {"inner": "eager", "retention": 0.25, "selector": "uniform"}
 
 
-def pruned_cache(name="llava_onevision", **arguments):
-    """A model, its inputs, and the cache that its pruned prefill filled."""
-    model = shared_model(name, layers=4)
-    inputs = ALL_ARCHITECTURES[name].inputs(model, **arguments)
+@functools.cache
+def prefill(pad):
+    """A model, its inputs of a row for each of `pad`, the cache that its pruned prefill filled, and what was kept."""
+    model = shared_model("llava_onevision", layers=4)
+    inputs = ARCHITECTURES["llava_onevision"].inputs(model, batch=len(pad), pad=list(pad))
     fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
     cache = forward(fast, inputs).past_key_values
-    kept = the_pruned_graph(sharp_compile.reports()).kept
-    return model, inputs, cache, kept
+    return model, inputs, cache, the_pruned_graph(sharp_compile.reports()).kept
+
+
+def pruned_cache(*pad):
+    """The same, with a cache of one's own."""
+    model, inputs, cache, kept = prefill(pad or (0,))
+    return model, inputs, deepcopy(cache), kept
 
 
 def test_layers_behind_the_cut_know_what_was_kept():
-    _, inputs, cache, kept = pruned_cache(batch=2, pad=[0, 3])
+    _, inputs, cache, kept = pruned_cache(0, 6)
     assert [positions.kept_in(layer) is None for layer in cache.layers] == [True, True, False, False]
     assert positions.kept_in(cache.layers[3]).tolist() == kept.tolist()
     assert positions.dropped_in(cache.layers[3]) == inputs["input_ids"].shape[1] - kept.shape[1]
@@ -49,10 +56,10 @@ def test_other_backends_leave_a_cache_as_it_is():
 
 
 @pytest.mark.parametrize("left", [1, 5, 12, 30, 40])
-@pytest.mark.parametrize("arguments", [{}, {"batch": 2, "pad": [0, 6]}])
-def test_a_cache_that_is_cut_back_goes_on_as_if_the_rest_had_never_been(left, arguments):
+@pytest.mark.parametrize("pad", [(0,), (0, 6)])
+def test_a_cache_that_is_cut_back_goes_on_as_if_the_rest_had_never_been(left, pad):
     """The next call sees, in each layer, the positions below `left` that the layer held."""
-    model, inputs, cache, kept = pruned_cache(**arguments)
+    model, inputs, cache, kept = pruned_cache(*pad)
     length = inputs["input_ids"].shape[1]
     keys = [layer.keys for layer in cache.layers]
     cache.crop(left - length)
@@ -103,7 +110,7 @@ def test_a_crop_of_what_came_later_leaves_what_was_kept():
 
 
 def test_rows_that_are_chosen_take_their_positions_with_them():
-    _, _, cache, kept = pruned_cache(batch=2, pad=[0, 6])
+    _, _, cache, kept = pruned_cache(0, 6)
     assert not kept[0].equal(kept[1])
     cache.reorder_cache(torch.tensor([1, 0]))
     assert positions.kept_in(cache.layers[3]).equal(kept[[1, 0]])
@@ -134,3 +141,15 @@ def test_a_static_window_is_as_long_as_it_was():
     assert lengths == [
         64 if layer.is_sliding else 80 - lost * (number > 1) for number, layer in enumerate(cache.layers)
     ]
+
+
+def test_a_cache_whose_states_can_not_be_cut_back_says_so():
+    """A convolution's state holds the last kept tokens, not those before them."""
+    model = shared_model("lfm3_vl")
+    inputs = ALL_ARCHITECTURES["lfm3_vl"].inputs(model)
+    cache = forward(sharp_compile.compile(deepcopy(model), **OPTIONS), inputs).past_key_values
+    the_pruned_graph(sharp_compile.reports())
+    before = [layer.keys.shape for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    with pytest.raises(RuntimeError, match="can't be cropped to a point before"):
+        cache.crop(-4)
+    assert before == [layer.keys.shape for layer in cache.layers if getattr(layer, "keys", None) is not None]
