@@ -16,6 +16,9 @@ def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule |
         A module that returns a tuple of the values; None where a write into a tensor might have a part in them.
     """
     needed = ancestors(*(result for result in results if isinstance(result, Node)))
+    if any(is_vmapped(value) for node in needed if (value := example_tensor(node)) is not None):
+        # Nothing reads these; what is between them runs for each element of an axis.
+        needed = ancestors(*needed, *filter(_nests_vmap, module.graph.nodes))
     written = [example_tensor(node.args[0]) for node in module.graph.nodes if node.args and writes_into_first(node)]
     memory = {storage_of(value) for value in written if value is not None and not is_vmapped(value)}
     values = [example_tensor(node) for node in needed]
@@ -27,3 +30,8 @@ def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule |
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[result] if isinstance(result, Node) else result for result in results))
     return GraphModule(module, graph)
+
+
+def _nests_vmap(node: Node) -> bool:
+    """Whether a node begins or ends a part of a graph that `torch.vmap` runs for each element."""
+    return str(getattr(node.target, "__name__", node.target)) in ("_vmap_increment_nesting", "_vmap_decrement_nesting")

@@ -330,12 +330,6 @@ class SharedBuffer(Toy):
         return logits + self.seen.sum(), keys
 
 
-class TakesAToken(Toy):
-    def forward(self, ids, features):
-        logits, keys = super().forward(ids, features)
-        return logits[:, 5], keys
-
-
 class AddsFeaturesAgain(Toy):
     def forward(self, ids, features):
         logits, keys = super().forward(ids, features)
@@ -345,7 +339,6 @@ class AddsFeaturesAgain(Toy):
 
 DECLINED = {
     "a buffer of full length": (SharedBuffer, "made before the cut"),
-    "a token by its position": (TakesAToken, "position 5"),
     "features added again": (AddsFeaturesAgain, "visual features are added again"),
     "no later layer": (lambda: Toy(layers=2), "layer=1 leaves no later layer"),
 }

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sharp_compile
-from sharp_compile.integrations.marked import holds_compiled, is_compiled
+from sharp_compile.integrations.marked import holds_compiled, options_of
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model
 from tests.support import assert_same_generation, assert_same_logits, forward, generate
@@ -76,7 +76,7 @@ def test_learned_prompts_are_compiled_with_the_wrapper_that_adds_them():
     base = Qwen2ForCausalLM(text.config)
     wrapper = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     sharp_compile.compile(wrapper, **OPTIONS)
-    assert is_compiled(wrapper) and is_compiled(wrapper.get_base_model())
+    assert all(options_of(module) is not None for module in (wrapper, wrapper.get_base_model()))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_distributed_data_parallel(model, inputs, door, one_process):
     assert_pruned(called, inputs, forward)
     assert torch._dynamo.config.optimize_ddp
     if door in ("in place", "by function"):
-        assert is_compiled(parallel.module)
+        assert options_of(parallel.module) is not None
 
 
 class Own(type(shared_model(NAME))):
@@ -212,7 +212,7 @@ def test_a_copy_is_not_compiled(model, inputs):
     model.compile(backend="sharp", options=OPTIONS)
     assert not holds_compiled(copy.deepcopy(model))
     wrapper = nn.Sequential(model)
-    assert holds_compiled(wrapper) and not is_compiled(wrapper)
+    assert holds_compiled(wrapper) and options_of(wrapper) is None
 
 
 class Holder(nn.Module):
