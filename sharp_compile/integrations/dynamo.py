@@ -41,7 +41,7 @@ def install(backend: Backend) -> None:
             return original(context, target)
         return _compile(functools.partial(original, context), context, target)
 
-    OptimizeContext.__call__ = call  # type: ignore[method-assign]
+    OptimizeContext.__call__ = call  # type: ignore[assignment, method-assign]
 
 
 @contextmanager
