@@ -19,6 +19,7 @@ from .calibration import Calibration, calibrate
 from .config import Config
 from .explain import Explanation, explain
 from .integrations import accelerate
+from .integrations.transformers import generation
 from .integrations.transformers.prompt import tell_visual_tokens
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
@@ -43,6 +44,7 @@ __all__ = [
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 accelerate.install()
+generation.install()
 
 
 def compile(model: Model, **options: object) -> Model:

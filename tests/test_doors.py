@@ -15,6 +15,7 @@ import sharp_compile
 from sharp_compile.integrations.marked import holds_compiled, options_of
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model
+from tests.process import output_of
 from tests.support import assert_same_generation, assert_same_logits, forward, generate
 
 NAME = "llava_onevision"
@@ -76,7 +77,7 @@ def test_learned_prompts_are_compiled_with_the_wrapper_that_adds_them():
     base = Qwen2ForCausalLM(text.config)
     wrapper = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     sharp_compile.compile(wrapper, **OPTIONS)
-    assert all(options_of(module) is not None for module in (wrapper, wrapper.get_base_model()))
+    assert options_of(wrapper) and options_of(wrapper.get_base_model())
 
 
 @pytest.fixture
@@ -235,10 +236,24 @@ def test_a_module_that_holds_a_model_compiles_it_inside(model, inputs):
     assert_pruned(model, inputs, generate)
 
 
-def test_a_generate_of_the_models_own_says_it():
-    """What the prompt's visual tokens are is told by the function alone."""
+def test_a_generate_of_the_models_own_is_pruned():
+    """It calls its language model past the call that is compiled."""
     name = "instructblipvideo"
     model = copy.deepcopy(shared_model(name))
     model.compile(backend="sharp", options=OPTIONS)
-    with pytest.warns(UserWarning, match=r"sharp_compile\.compile\(model\)"):
-        generate(model, ALL_ARCHITECTURES[name].inputs(model))
+    assert_pruned(model, ALL_ARCHITECTURES[name].inputs(model), generate, shared_model(name))
+
+
+def test_a_compile_config_in_a_process_that_compiled_nothing():
+    """On a CPU transformers compiles nothing, so that no backend is looked up."""
+    code = """
+import warnings, torch, sharp_compile, transformers
+from transformers.generation.configuration_utils import CompileConfig
+
+sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, num_key_value_heads=1, pad_token_id=0))
+with warnings.catch_warnings(record=True) as told:
+    model.generate(torch.tensor([[3]]), max_new_tokens=2, compile_config=CompileConfig(backend="sharp", mode=None))
+print(*(each.message for each in told))
+"""
+    assert 'model.compile(backend="sharp"' in output_of(code)

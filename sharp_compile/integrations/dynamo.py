@@ -41,7 +41,7 @@ def install(backend: Backend) -> None:
             return original(context, target)
         return _compile(functools.partial(original, context), context, target)
 
-    setattr(OptimizeContext, "__call__", call)  # noqa: B010  # mypy: a method is replaced
+    OptimizeContext.__call__ = call  # type: ignore[assignment, method-assign]
 
 
 @contextmanager

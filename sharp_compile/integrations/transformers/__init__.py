@@ -16,7 +16,7 @@ from types import ModuleType
 from torch import nn
 from torch.fx import Graph
 
-from . import caches, deepstack, generation, loss, masks, positions, router, sequence
+from . import caches, deepstack, loss, masks, positions, router, sequence
 from .generation import check_target
 from .heads import hands_states_on
 from .loss import install_late
@@ -67,7 +67,6 @@ def _prepare(classes: Iterable[type]) -> bool:
             caches.install()
             loss.install()
             sequence.install()
-            generation.install()
         for name in names:
             changed |= _prepare_module(sys.modules[name])
         # The name of this module stands for what all models share.

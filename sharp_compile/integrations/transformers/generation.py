@@ -11,6 +11,7 @@ import torch
 
 from ..declined import decline
 from ..marked import options_of
+from ..on_import import on_import
 
 _WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
 
@@ -19,10 +20,16 @@ _said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def install() -> None:
-    """Let `generate` say it when its `CompileConfig` names this backend, whether or not it will compile anything."""
-    from transformers.generation.utils import GenerationMixin
+    """Let `generate` say it when its `CompileConfig` names this backend, whether or not it will compile anything.
 
-    original = GenerationMixin._valid_auto_compile_criteria
+    For the time when transformers is loaded: on a CPU nothing would be compiled, and no backend be looked up.
+    """
+    on_import("transformers.generation.utils", _install_in)
+
+
+def _install_in(utils: Any) -> None:
+    mixin = utils.GenerationMixin
+    original = mixin._valid_auto_compile_criteria
 
     @functools.wraps(original)
     def check(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
@@ -32,7 +39,7 @@ def install() -> None:
         can_compile: bool = original(self, model_kwargs, generation_config)
         return can_compile
 
-    GenerationMixin._valid_auto_compile_criteria = check  # type: ignore[method-assign]
+    mixin._valid_auto_compile_criteria = check
 
 
 def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:

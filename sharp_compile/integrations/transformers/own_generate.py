@@ -50,9 +50,10 @@ def install_in(cls: type) -> None:
 def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
     """Does so for a compiled `model` at once, of whatever class; it may wrap another and have that one's `generate`.
 
-    Does nothing to a model that generates as all do, or not at all.
+    A wrapper without one holds models whose `generate` is called past it (DDP). Does nothing to a model that generates
+    as all do.
     """
-    if "transformers" not in sys.modules or not hasattr(model, _NAME):
+    if "transformers" not in sys.modules:
         return
     from transformers import GenerationMixin
 
