@@ -21,9 +21,15 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)
-def forget_compilations():
+def forget_compilations(request):
+    """A fault of a pass is no end of a user's call, but it is one of a test's."""
     torch._dynamo.reset()
     sharp_compile.reset()
+    yield
+    if request.node.get_closest_marker("faults") is None:
+        assert not [
+            made.reason for made in sharp_compile.reports() if made.reason.startswith("a fault of sharp_compile")
+        ]
 
 
 @pytest.fixture

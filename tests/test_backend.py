@@ -375,6 +375,7 @@ class Split(Toy):
 FAULTS = [ZeroDivisionError("of a pass"), IndexError("of a pass"), torch._dynamo.exc.Unsupported("of a pass")]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("make", [Toy, Split])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_a_fault_of_a_pass_is_no_fault_of_the_call(make, fault, monkeypatch):
