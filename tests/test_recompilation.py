@@ -1,6 +1,7 @@
 """Many settings and many kinds of calls in one process: each gets its own graph, or it is said that it does not."""
 
 import functools
+import inspect
 import logging
 import warnings
 
@@ -46,9 +47,15 @@ def test_a_sweep_of_settings_on_one_model(how):
     assert lengths == [6 + round(20 * share) for share in SHARES]
 
 
-def reach_limit(model):
-    compiled(model, retention=0.9)(**toy_inputs())
-    compiled(model, retention=0.8)(**toy_inputs())
+def static(model, **more):
+    """Compiled for each length anew."""
+    return torch.compile(model, backend="sharp", options=options(**more), dynamic=False)
+
+
+def reach_limit(fast):
+    """Call it with as many kinds of inputs as there is room for."""
+    for text in (6, 7):
+        fast(**toy_inputs(text=text))
 
 
 @pytest.fixture
@@ -58,25 +65,25 @@ def room_for_two():
 
 
 def test_who_reaches_the_limit_gets_an_error_each_time(room_for_two):
-    reach_limit(model := Toy())
-    for share in (0.7, 0.6):
+    reach_limit(fast := static(Toy()))
+    for text in (8, 9):
         for _ in range(2):
             with pytest.raises(CannotPrune, match=r"forward \(.*toy.py:\d+\) for 2 kinds .* isolate_recompiles=True"):
-                compiled(model, retention=share)(**toy_inputs())
-    assert length(compiled(model, retention=0.8)(**toy_inputs())) == 22
+                fast(**toy_inputs(text=text))
+    assert length(fast(**toy_inputs())) == 11
 
 
 def test_who_reaches_the_limit_is_warned_once(room_for_two):
-    reach_limit(model := Toy())
+    model, inputs = Toy(), toy_inputs(text=8)
+    reach_limit(fast := static(model, on_skip="warn"))
     with pytest.warns(UserWarning, match="for 2 kinds of calls") as told:
-        result = compiled(model, retention=0.7, on_skip="warn")(**toy_inputs())
+        result = fast(**inputs)
     assert len(told) == 1
-    assert_close(result, model(**toy_inputs()))
-    torch._dynamo.reset()
-    reach_limit(model)
+    assert_close(result, model(**inputs))
+    reach_limit(fast := static(model, on_skip="silent"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        compiled(model, retention=0.7, on_skip="silent")(**toy_inputs())
+        fast(**inputs)
 
 
 def test_the_limit_of_others_is_dynamos():
@@ -189,3 +196,18 @@ def test_a_graph_runs_outside_of_all_compilations_as_it_was_made(graph_of_anothe
     torch.compile(Toy(), backend=other)(**inputs)
     graph, args = given[0]
     assert sorted(result.shape[1] for result in graph(*args) if result.ndim == 3) == [24]
+
+
+@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="no regions")
+def test_a_setting_counts_for_no_other_compilation():
+    """Each has a region of its own, and keeps it: the same setting compiles nothing anew."""
+    inputs, graphs = toy_inputs(), []
+    stock = torch.compile(Toy(), backend=lambda module, inputs: graphs.append(module) or module.forward)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for retention in (0.9, 0.7, 0.5, 0.3):
+            for _ in range(2):
+                compiled(Toy(), retention=retention)(**inputs)
+        assert [report.pruned for report in sharp_compile.reports()] == [True] * 4
+        stock(**inputs)
+        stock(**toy_inputs(rows=2))
+    assert len(graphs) == 2
