@@ -32,7 +32,7 @@ from torch.fx import Graph, GraphModule, Node
 from . import dynamo_messages, recompilation, report, said
 from .config import Config
 from .integrations import dynamo, transformers
-from .integrations.tracing import TraceAgain
+from .integrations.tracing import TraceAgain, hands_over
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
 from .passes.emit import Emitter
@@ -79,8 +79,8 @@ def sharp(
         CannotPrune: for a graph that can't be pruned, with ``on_skip="raise"``.
         Exception: for a fault of the passes, likewise.
     """
-    if transformers.prepare_graph(module.graph):
-        raise TraceAgain("transformers was prepared for being pruned")
+    if transformers.prepare_graph(module.graph) or hands_over(active_backend()):
+        raise TraceAgain("code that was traced is another one for this backend")
     try:
         if mode is not None:
             raise ValueError(_about_mode(mode))

@@ -150,7 +150,7 @@ def test_text_is_told_of_while_another_thread_compiles():
             return _said.get()
 
     model = Model()
-    tell = prompt._telling(model.forward, prompt.inspect.signature(model.forward), model)
+    tell = prompt.telling(model.forward, prompt.inspect.signature(model.forward), model, {})
     with torch.compiler._compile_session_context():
         told = tell(torch.tensor([[1, 49]]))
     assert told.tolist() == [[False, True]]

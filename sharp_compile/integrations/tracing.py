@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._dynamo.exc import ShortenTraceback, UnspecializeRestartAnalysis
+
+# Backends of others that hand their graphs to this one. Functions and objects of any kind: held, and known by identity.
+_handing_over: list[Any] = []
 
 
 @torch._dynamo.assume_constant_result
@@ -17,18 +21,44 @@ def traces_for_sharp() -> bool:
     from torch._dynamo.eval_frame import innermost_backend
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
+    backend: Any = InstructionTranslator.current_tx().output.compiler_fn
+    return _is_ours(innermost_backend(backend))
+
+
+def hands_over(backend: Any) -> bool:
+    """Note that graphs of a backend come to this one.
+
+    Args:
+        backend: The one that Dynamo compiles with; None outside of Dynamo.
+
+    Returns:
+        Whether that was not known, so that code was traced as for any other.
+    """
+    if backend is None or _is_ours(backend):
+        return False
+    _handing_over.append(_function_of(backend))
+    return True
+
+
+def _is_ours(backend: Any) -> bool:
     from ..backend import setting_of
 
-    backend: Any = InstructionTranslator.current_tx().output.compiler_fn
     try:
-        return setting_of(innermost_backend(backend)) is not None
+        if setting_of(backend) is not None:
+            return True
     except ValueError:  # a bad option, which is told of when the graph is compiled
         return True
+    function = _function_of(backend)
+    return any(known is function for known in _handing_over)
 
 
-class TraceAgain(torch._dynamo.exc.UnspecializeRestartAnalysis, torch._dynamo.exc.ShortenTraceback):
+def _function_of(backend: Any) -> Any:
+    return getattr(backend, "compiler_fn", backend)
+
+
+class TraceAgain(UnspecializeRestartAnalysis, ShortenTraceback):
     """Raised by a backend: has Dynamo trace the frame again, since the code that it traced has changed."""
 
     def __init__(self, reason: str) -> None:
-        torch._dynamo.exc.ShortenTraceback.__init__(self, reason, first_useful_frame=None)
+        ShortenTraceback.__init__(self, reason, first_useful_frame=None)
         self.restart_reason = reason
