@@ -265,6 +265,11 @@ class TokenRules(TorchDispatchMode):
         if any(self.marks.token(size) for size in value.shape[value.ndim - len(given["normalized_shape"]) :]):
             raise Refused(f"{func} runs over tokens")
 
+    def across(self, func: Any, given: dict[str, Any], result: Any) -> None:
+        """What all processes hold, one behind the other in the first axis, which must not be that of tokens."""
+        if 0 in self._token_axes(given["input"]):
+            raise Refused(f"{func} puts the tokens of other processes behind others")
+
     def pad(self, func: Any, given: dict[str, Any], result: Tensor) -> None:
         """Padding of other axes, or room behind the tokens."""
         for axis, size in enumerate(given["self"].shape):
@@ -303,6 +308,9 @@ _ACROSS_RANKS = (
     if torch.distributed.is_available()
     else ()
 )
+_GATHERED_FROM_RANKS = (
+    (torch.ops._c10d_functional.all_gather_into_tensor,) if torch.distributed.is_available() else ()
+)
 _RULES: dict[Any, Callable[..., None]] = {
     operator: rule
     for rule, operators in {
@@ -328,6 +336,7 @@ _RULES: dict[Any, Callable[..., None]] = {
             *(aten.floor_divide, aten.remainder),
             *(*_ACROSS_RANKS, HELD_POSITIONS),
         ),
+        TokenRules.across: _GATHERED_FROM_RANKS,
         TokenRules.reshape: (aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias),
         TokenRules.over_dims: (
             *(

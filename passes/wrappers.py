@@ -19,8 +19,8 @@ def is_wrapper(value: Any) -> bool:
 
 
 def names_inside(value: Any) -> list[str]:
-    """The attributes of a wrapper that are tensors."""
-    return list(value.__tensor_flatten__()[0])
+    """The attributes of a wrapper that are tensors: one that processes share also names their mesh."""
+    return [name for name in value.__tensor_flatten__()[0] if isinstance(getattr(value, name), Tensor)]
 
 
 def plain_tensors(value: Tensor) -> Iterator[Tensor]:
@@ -46,5 +46,5 @@ def kind_of(value: Tensor) -> str:
     """All that a wrapper is beside its tensors, "" for a plain tensor."""
     if not is_wrapper(value):
         return ""
-    names, context = value.__tensor_flatten__()  # type: ignore[attr-defined]
-    return str((type(value), context, [(name, kind_of(getattr(value, name))) for name in names]))
+    context = value.__tensor_flatten__()[1]  # type: ignore[attr-defined]
+    return str((type(value), context, [(name, kind_of(getattr(value, name))) for name in names_inside(value)]))
