@@ -59,7 +59,7 @@ def check(name, model, fast, case, backend, inputs):
     [
         ("llava_onevision", "padding", CASES),
         ("internvl", "few frames", CASES),
-        ("qwen2_vl", "much padding", CASES),
+        pytest.param("qwen2_vl", "much padding", CASES, marks=pytest.mark.slow),
         *(
             pytest.param(name, rows, CASES + PEERS, marks=pytest.mark.slow)
             for name, rows in product(ARCHITECTURES, ROWS)
@@ -80,7 +80,7 @@ def test_forward(name, rows, cases, subtests):
                     assert mask[1].gather(0, kept[1]).logical_not().sum() < mask[1].logical_not().sum()
 
 
-@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_other_masks(attention, subtests):
     """Additive masks, and masks of blocks."""
     name, cases = "internvl", CASES[1:3]

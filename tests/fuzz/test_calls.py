@@ -214,7 +214,9 @@ def possible(number: int) -> Case:
         try:
             model = deepcopy(shared_model(case.name, attn_implementation=case.attention)).to(case.dtype)
             for call in case.calls:
-                run(model, call, inputs_of(case, call, model))
+                output = run(model, call, inputs_of(case, call, model))
+                if call.logits and output.logits.shape[1] != call.logits:
+                    raise ValueError("the model gives logits of all positions, whatever it is asked for")
         except (Exception, pytest.skip.Exception):  # of transformers, which doesn't support everything
             continue
         return case
