@@ -308,9 +308,7 @@ _ACROSS_RANKS = (
     if torch.distributed.is_available()
     else ()
 )
-_GATHERED_FROM_RANKS = (
-    (torch.ops._c10d_functional.all_gather_into_tensor,) if torch.distributed.is_available() else ()
-)
+_GATHERED_FROM_RANKS = (torch.ops._c10d_functional.all_gather_into_tensor,) if torch.distributed.is_available() else ()
 _RULES: dict[Any, Callable[..., None]] = {
     operator: rule
     for rule, operators in {
