@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import DynamicCache, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 SIZES = {
     "vocab_size": 100,
@@ -69,7 +70,10 @@ def continuous(kind: str, **sizes: Any) -> Any:
     """Continuous batching, which hands attention functions a mask of its own."""
     config = GenerationConfig(**GREEDY, eos_token_id=None, pad_token_id=0)
     prompts = [tokens(length).tolist() for length in (7, 12, 9)]
-    results = build(kind, **sizes).generate_batch(prompts, generation_config=config)
+    # By default its cache takes most of the machine's memory.
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    model = build(kind, **sizes)
+    results = model.generate_batch(prompts, generation_config=config, continuous_batching_config=small)
     return [list(results[f"req_{number}"].generated_tokens) for number in range(len(prompts))]
 
 
