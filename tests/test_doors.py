@@ -57,7 +57,7 @@ def adapted(model):
 
 
 @pytest.mark.parametrize("call", [forward, generate])
-@pytest.mark.parametrize("door", ["in place", "by function", "inside"])
+@pytest.mark.parametrize("door", ["in place", "by function", pytest.param("inside", marks=pytest.mark.slow)])
 def test_peft(model, inputs, call, door):
     wrapper, merged = adapted(model)
     if door == "in place":
@@ -89,7 +89,9 @@ def one_process(tmp_path, monkeypatch):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("door", ["in place", "wrapped", "by function", "inside"])
+@pytest.mark.parametrize(
+    "door", ["in place", "wrapped", *(pytest.param(door, marks=pytest.mark.slow) for door in ("by function", "inside"))]
+)
 def test_distributed_data_parallel(model, inputs, door, one_process):
     """Of a decoder in several graphs the later ones would get fewer tokens than they were compiled for."""
     parallel = DistributedDataParallel(model, bucket_cap_mb=0.5)
@@ -141,7 +143,7 @@ def test_generate_of_what_torch_compile_returns_says_what_it_runs(model, inputs)
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
-@pytest.mark.parametrize("on_all_devices", [True, None])
+@pytest.mark.parametrize("on_all_devices", [True, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_compile_config_says_that_it_reaches_no_prefill(model, inputs, cache, on_all_devices):
     from transformers.generation.configuration_utils import CompileConfig
 
