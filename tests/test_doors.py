@@ -57,7 +57,9 @@ def adapted(model):
 
 
 @pytest.mark.parametrize("call", [forward, generate])
-@pytest.mark.parametrize("door", ["in place", "by function", pytest.param("inside", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "door", ["in place", *(pytest.param(door, marks=pytest.mark.slow) for door in ("by function", "inside"))]
+)
 def test_peft(model, inputs, call, door):
     wrapper, merged = adapted(model)
     if door == "in place":

@@ -57,7 +57,7 @@ def check(name, model, fast, case, backend, inputs):
 @pytest.mark.parametrize(
     ("name", "rows", "cases"),
     [
-        ("llava_onevision", "padding", CASES),
+        pytest.param("llava_onevision", "padding", CASES, marks=pytest.mark.slow),
         ("internvl", "few frames", CASES),
         pytest.param("qwen2_vl", "much padding", CASES, marks=pytest.mark.slow),
         *(

@@ -32,7 +32,9 @@ def length(result):
     return result[0].shape[1]
 
 
-@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "sharp_compile.compile"])
+@pytest.mark.parametrize(
+    "how", ["torch.compile", "model.compile", pytest.param("sharp_compile.compile", marks=pytest.mark.slow)]
+)
 def test_a_sweep_of_settings_on_one_model(how):
     model, inputs, lengths = Toy(), toy_inputs(), []
     for share in SHARES:
