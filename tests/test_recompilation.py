@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.variables.tensor import TensorVariable
 from torch.testing import assert_close
 
 import sharp_compile
@@ -158,6 +159,7 @@ def test_dynamos_expected_messages_are_hidden_for_this_backend_alone():
 
     def said(name):
         torch._dynamo.reset()
+        TensorVariable._warn_capture_scalar_outputs.cache_clear()  # it is said once a process
         with logged("torch._dynamo", logging.WARNING) as messages:
             torch.compile(Asks(), backend=name)(torch.ones(2, 2))
         return [message for message in messages if "Tensor.item()" in message]

@@ -19,18 +19,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._dynamo import eval_frame
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, innermost_backend
 from torch._dynamo.utils import get_optimize_ddp_mode
 
-from . import transformers
+from . import regions, transformers
 from .declined import decline
 from .marked import holds_compiled, mark
 
 Backend = Callable[..., Any]
-
-# The settings that were compiled with, and the regions in which Dynamo keeps what is compiled with each.
-_regions: list[tuple[Any, int]] = []
 
 _is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
@@ -46,6 +42,7 @@ def install(backend: Backend) -> None:
         return _compile(functools.partial(original, context), context, target)
 
     OptimizeContext.__call__ = call  # type: ignore[assignment, method-assign]
+    regions.keep_in_threads()
 
 
 @contextmanager
@@ -64,7 +61,7 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
     if isinstance(module, torch.nn.Module):
         transformers.prepare_model(module)
     context.enter_exit_hooks.append(_keep_graphs_whole)
-    _keep_apart(context)
+    regions.keep_apart(context)
     compiled, options = original(target), _options_of(context)
     if not isinstance(module, torch.nn.Module):
         return compiled
@@ -75,29 +72,6 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
         mark(compiled, options)
         transformers.compile_own(module, options)
     return compiled
-
-
-def _keep_apart(context: OptimizeContext) -> None:
-    """Keep what is compiled with one setting from counting for any other compilation of the same code.
-
-    Dynamo compiles a function for a limited number of kinds of calls, in each region of its own (torch 2.13) or in all.
-    Who was given a region by the user has that one.
-    """
-    if getattr(context, "_isolate_recompiles_id", None) != -1:
-        return
-    setting = innermost_backend(context.callback)  # type: ignore[arg-type]
-    region = next((region for known, region in _regions if _is_equal(known, setting)), None)
-    if region is None:
-        region = next(eval_frame._next_isolate_recompiles_id)
-        _regions.append((setting, region))
-    context._isolate_recompiles_id = region
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # options may hold tensors, which have no one answer
-        return one is other
 
 
 def _keep_graphs_whole() -> Callable[[], None]:

@@ -1,0 +1,65 @@
+"""Which region of Dynamo's cache a compiled function has, for settings and in threads.
+
+Dynamo compiles a function for a limited number of kinds of calls, in each region of its own (torch 2.13) or in all.
+Each setting has a region, so that what is compiled with one counts for no other compilation of the same code.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from torch._dynamo import eval_frame
+from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
+
+DEFAULT = -1
+"""The region of all that has none of its own."""
+
+# The settings that were compiled with, and the region of each.
+_regions: list[tuple[Any, int]] = []
+
+
+def keep_apart(context: OptimizeContext) -> None:
+    """Gives what is compiled with one setting its region; who was given one by the user has that one."""
+    if getattr(context, "_isolate_recompiles_id", None) != DEFAULT:
+        return
+    setting = innermost_backend(context.callback)  # type: ignore[arg-type]
+    region = next((region for known, region in _regions if _is_equal(known, setting)), None)
+    if region is None:
+        region = next(eval_frame._next_isolate_recompiles_id)
+        _regions.append((setting, region))
+    context._isolate_recompiles_id = region
+
+
+def keep_in_threads() -> None:
+    """Has a region last for as long as any thread is in it.
+
+    Torch has one region for the process (2.13): the thread that leaves a compiled function takes the region from all
+    others, which are in the middle of one, and compile what they had compiled already. In a region of another thread
+    what was compiled outside of all regions is found too.
+    """
+    original = getattr(eval_frame, "set_eval_frame_isolate_recompiles_id", None)
+    if original is None:
+        return
+    # Reentrant: what the garbage collector runs may call a compiled function.
+    lock, inside = threading.RLock(), dict[int, int]()
+
+    @functools.wraps(original)
+    def enter(region: int) -> int:
+        thread = threading.get_ident()
+        with lock:
+            prior = inside.pop(thread, DEFAULT)
+            if region != DEFAULT:
+                inside[thread] = region
+            original(next(reversed(inside.values()), DEFAULT))
+        return prior
+
+    eval_frame.set_eval_frame_isolate_recompiles_id = enter  # type: ignore[assignment]
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # options may hold tensors, which have no one answer
+        return one is other
