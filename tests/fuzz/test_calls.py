@@ -35,7 +35,7 @@ from tests.support import (
     with_padding_moved,
 )
 
-FEW, ALL = 12, 500
+FEW, ALL = 40, 500
 LEAST_PRUNED = 0.6
 NEW = 2
 NOTHING_VISUAL = "no visual tokens are injected in this graph"
