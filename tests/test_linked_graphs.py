@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import sharp_compile
 from sharp_compile import CannotPrune
 from sharp_compile.report import latest_kept
-from tests.toy import Toy, pruned, toy_inputs
+from tests.toy import Toy, toy_inputs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -25,12 +25,7 @@ class Broken(Toy):
             hidden = hidden.masked_scatter((ids == 49).unsqueeze(-1).expand_as(hidden), features)
         torch._dynamo.graph_break()
         hidden = self.between(hidden)
-        cos, sin, mask = self.positions(hidden, attention_mask)
-        for number, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, cos, sin, mask)
-            if cut is not None and number in cut:
-                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
-        return self.head(hidden)
+        return self.through_layers(hidden, attention_mask, cut)[0]
 
 
 class Twice(Broken):
@@ -48,12 +43,7 @@ class Twice(Broken):
         hidden = hidden.masked_scatter((ids == 49).unsqueeze(-1).expand_as(hidden), features)
         if self.breaks_again:
             torch._dynamo.graph_break()
-        cos, sin, mask = self.positions(hidden, None)
-        for number, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, cos, sin, mask)
-            if cut is not None and number in cut:
-                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
-        return self.head(hidden)
+        return self.through_layers(hidden, cut=cut)[0]
 
 
 def compiled(model, dynamic=None, **options):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import sharp_compile
 from sharp_compile import CannotPrune
-from tests.toy import Toy, pruned
+from tests.toy import Toy
 
 VIDEO, AUDIO = 49, 48
 
@@ -34,12 +34,7 @@ class Omni(Toy):
         if pixels is not None:
             seen = self.see(pixels).flatten(2).transpose(1, 2).reshape(-1, 16)
             hidden = hidden.masked_scatter((ids == VIDEO).unsqueeze(-1), seen)
-        cos, sin, mask = self.positions(hidden, None)
-        for number, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, cos, sin, mask)
-            if cut is not None and number in cut:
-                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
-        return self.head(hidden)
+        return self.through_layers(hidden, cut=cut)[0]
 
 
 def omni_inputs(video=True, audio=True):

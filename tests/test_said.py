@@ -5,19 +5,14 @@ import torch
 from torch.testing import assert_close
 
 import sharp_compile
-from tests.toy import Toy, pruned, toy_inputs
+from tests.toy import Toy, toy_inputs
 
 
 class Decoder(Toy):
     """A decoder alone, which takes embeddings."""
 
     def forward(self, hidden, cut=None):
-        cos, sin, mask = self.positions(hidden, None)
-        for number, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, cos, sin, mask)
-            if cut is not None and number in cut:
-                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
-        return self.head(hidden)
+        return self.through_layers(hidden, cut=cut)[0]
 
 
 def embeddings(model):

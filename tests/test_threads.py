@@ -109,12 +109,7 @@ def test_each_thread_has_its_own_visual_tokens():
 
     class Language(torch.nn.Module):
         def forward(self, hidden, cut=None):
-            cos, sin, mask = model.positions(hidden, None)
-            for number, layer in enumerate(model.layers):
-                hidden, _ = layer(hidden, cos, sin, mask)
-                if cut is not None and number in cut:
-                    hidden, cos, sin = hidden[:, cut[number][0]], cos[:, cut[number][0]], sin[:, cut[number][0]]
-            return hidden
+            return model.through_layers(hidden, cut=cut)[0]
 
     language = Language()
     fast = torch.compile(

@@ -89,6 +89,12 @@ class Toy(nn.Module):
         """
         embeddings = self.embed(ids)
         hidden = embeddings.masked_scatter((ids == 49).unsqueeze(-1).expand_as(embeddings), features)
+        return self.through_layers(hidden, attention_mask, cut)
+
+    def through_layers(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, cut: dict[int, Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits and keys of embeddings ``[B, S, C]``, as of `forward`."""
         cos, sin, mask = self.positions(hidden, attention_mask)
         keys = []
         for number, layer in enumerate(self.layers):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import sharp_compile
 from sharp_compile import CannotPrune
-from tests.toy import Toy, pruned, toy_inputs
+from tests.toy import Toy, toy_inputs
 
 OPTIONS = {"inner": "eager", "on_skip": "raise", "selector": "uniform", "retention": 0.25}
 
@@ -112,12 +112,7 @@ class Forms(Toy):
         if self.breaks:
             torch._dynamo.graph_break()
         hidden = self.put(hidden, ids == 49, features)
-        cos, sin, mask = self.positions(hidden, None)
-        for number, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, cos, sin, mask)
-            if cut is not None and number in cut:
-                hidden, cos, sin, mask = pruned(cut[number], hidden, cos, sin, mask)
-        return self.head(hidden)
+        return self.through_layers(hidden, cut=cut)[0]
 
 
 def name(put):
