@@ -166,7 +166,7 @@ def prune(
             if least > 1 and (length := example(pruned)) is not None and bool(length < least):
                 raise CannotPrune(too_short(length, least))
             if stage > 0 and attention is not None:
-                attention = as_rewritten(module.graph, attention)
+                attention = scored_attention(as_rewritten(module.graph, attention), buffers)
             hidden = shrinker.read(place.hidden, stage)
             chosen_here = emit_selection(
                 emit,

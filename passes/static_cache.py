@@ -16,7 +16,7 @@ buffer is handed back as long as it was: nothing is lost before the window is fu
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -87,12 +87,12 @@ def restore_length(emit: Emitter, buffer: Node, dropped: int | Node) -> None:
     output.replace_input_with(buffer, restored)
 
 
-def scored_attention(attention: Attention, buffers: Mapping[Node, Node]) -> Attention:
+def scored_attention(attention: Attention, buffers: Container[Node]) -> Attention:
     """`attention` with the keys that were put into a buffer instead of the buffer; its mask may be wider than those."""
     key: Any = attention.key
     while isinstance(key, Node):
         if key in buffers:
-            return replace(attention, key=buffers[key])
+            return replace(attention, key=arguments(key)[0])
         key = key.args[0] if key.target in _REPEATED else None
     return attention
 

@@ -54,6 +54,19 @@ def test_a_static_cache_can_be_reset_and_used_again():
     assert cache.layers[3].keys.shape[2] in (40, 64)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+def test_a_later_stage_asks_keys_in_a_static_cache(attention):
+    """Which are as long as the stage before left them, and stand in a longer buffer."""
+    model = shared_model("llava_onevision", layers=4, attn_implementation=attention)
+    inputs = ARCHITECTURES["llava_onevision"].inputs(model)
+    stages = {"stages": [(0, 0.5), (1, 0.25)], "selector": "visiondrop"}
+    fast = torch.compile(deepcopy(model), backend="sharp", options={"inner": "eager", "on_skip": "raise"} | stages)
+    actual = forward(fast, inputs | {"past_key_values": static_cache(model)}).logits
+    with oracle.prune(model, **stages):
+        expected = forward(model, inputs).logits
+    assert_close(actual, expected, **TOLERANCE)
+
+
 def test_a_static_cache_that_was_made_before_is_declined():
     name = "llava_onevision"
     model = shared_model(name, layers=4)
