@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from .nodes import copy_of, example
+from .fx.nodes import copy_of, example
 
 _library = torch.library.Library("sharp_compile", "FRAGMENT")
 # A layer that moves on, such as one with a sliding window, loses its oldest position for each new one once it is full.

@@ -16,30 +16,30 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..config import Config, Cut
 from ..selectors import rule
-from .attention import Attention, as_rewritten
-from .cuts import place_cuts
-from .decoder import check_whole, find_decoder
-from .emit import Emitter
+from .analysis.attention import Attention, as_rewritten
+from .analysis.cut_sites import place_cuts
+from .analysis.decoder import check_whole, find_decoder
+from .analysis.frames import emit_frames, find_frames
+from .analysis.injection import Injection, emit_masks
+from .analysis.residual_stream import check_carries_all
+from .analysis.rope import find_rotation
+from .analysis.selector_functions import name_of
+from .analysis.tensor_parallel import find_ranks
+from .canonicalize.flex_to_sdpa import read_as_fused, write_back
+from .canonicalize.functionalize import make_functional, make_injections_functional
+from .canonicalize.static_cache import follow_length, moving_buffers, restore_length, scored_attention
+from .canonicalize.whole_slices import write_whole_slices
 from .errors import CannotPrune
-from .flex_attention import read_as_fused, write_back
-from .frames import emit_frames, find_frames
-from .functional import make_functional, make_injections_functional
+from .fx.emit import Emitter
+from .fx.nodes import arguments, copy_of, example, example_tensor, is_hidden_states
+from .fx.sizes import expression
 from .held_positions import tell_kept_positions
-from .hoist import hoist
-from .injection import Injection, emit_masks
-from .nodes import arguments, copy_of, example, example_tensor, is_hidden_states
-from .probe import Returned, least_tokens, probe
-from .queries import query_module
-from .ranks import find_ranks
-from .rotation import find_rotation
-from .segment_mask import check_maskable, emit_segment_mask, first_masked
-from .select import Tokens, emit_selection, padding_mask, token_kinds, tried, visual_mask
-from .selector_functions import name_of
-from .shrink import Shrinker
-from .sizes import expression
-from .static_cache import follow_length, moving_buffers, restore_length, scored_attention
-from .stream import check_carries_all
-from .whole_slices import write_whole_slices
+from .rewrite.early_gather import hoist
+from .rewrite.lazy_queries import query_module
+from .rewrite.segment_mask import check_maskable, emit_segment_mask, first_masked
+from .rewrite.selection import Tokens, emit_selection, padding_mask, token_kinds, tried, visual_mask
+from .rewrite.shrink import Shrinker
+from .token_dim.solver import Returned, least_tokens, probe
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def prune(
         injection: where the visual features are.
         config: where to cut, to what share, by which rule.
         ended: why Dynamo ended the graph where it did (`GraphCompileReason`), None if that is not known.
-        trace: False where Dynamo will trace the result again, see `passes.emit.Emitter`.
+        trace: False where Dynamo will trace the result again, see `passes.fx.emit.Emitter`.
 
     Returns:
         What was done; None where no decoder of this graph reads the features.

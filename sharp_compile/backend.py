@@ -35,17 +35,17 @@ from .integrations import dynamo, transformers
 from .integrations.tracing import TraceAgain, hands_over
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
-from .passes.emit import Emitter
+from .passes.analysis.frames import emit_frames, find_frames
+from .passes.analysis.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
+from .passes.analysis.modality import KIND, modality_of, only
+from .passes.canonicalize.flex_to_sdpa import make_traceable
 from .passes.errors import CannotPrune, SelectorError
-from .passes.flex_attention import make_traceable
-from .passes.frames import emit_frames, find_frames
+from .passes.fx.emit import Emitter
+from .passes.fx.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
+from .passes.fx.part import part_of
 from .passes.held_positions import tell_all_positions
-from .passes.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
-from .passes.modality import KIND, modality_of, only
-from .passes.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
-from .passes.part import part_of
 from .passes.pipeline import Pruned, injected_elements, prune, too_short, with_injections
-from .passes.select import visual_mask
+from .passes.rewrite.selection import visual_mask
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 from .tail import TailGraph

@@ -6,7 +6,7 @@ again: each position holds the state of the last kept token that is not behind i
 lengths that agree, and the graph gives right answers as it is.
 
 The graph is told so, by the tensor's identity (`link.shortened`), and runs on the kept tokens what the passes can prove
-to be the same there: a head over all tokens, the loss, a mean over a mask (`passes.tail`).
+to be the same there: a head over all tokens, the loss, a mean over a mask (`passes.rewrite.tail`).
 
 Where the user asked for the hidden states of every layer, the last of them is the very tensor that the head reads. It
 is handed on short then, as all of these are; the head's graph is traced short, and only what takes tokens at positions
@@ -27,10 +27,10 @@ from .callers import goes_on
 from .integrations import transformers
 from .link import MARK, Shortened, carrier, shortened
 from .passes.errors import CannotPrune
-from .passes.nodes import copy_of
-from .passes.probe import Returned
-from .passes.shrink import expand_tokens
-from .passes.tail import Tail, follow_full, follow_short
+from .passes.fx.nodes import copy_of
+from .passes.rewrite.shrink import expand_tokens
+from .passes.rewrite.tail import Tail, follow_full, follow_short
+from .passes.token_dim.solver import Returned
 
 Compiled = Callable[..., Any]
 

@@ -12,11 +12,11 @@ from torch.fx import Graph
 
 from . import report, said
 from .integrations.transformers import prompt
-from .passes.attention import find_attention
-from .passes.decoder import find_decoder, holds_decoder
+from .passes.analysis.attention import find_attention
+from .passes.analysis.decoder import find_decoder, holds_decoder
+from .passes.analysis.origins import reads_data_beside
 from .passes.errors import CannotPrune
-from .passes.nodes import is_hidden_states
-from .passes.origins import reads_data_beside
+from .passes.fx.nodes import is_hidden_states
 
 MERGED = (
     "visual features were injected by code that Dynamo ran eagerly, so that no graph shows where they are; "

@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 import torch
-from sharp_compile.passes.attention import is_sdpa, sdpa_arguments
+from sharp_compile.passes.analysis.attention import is_sdpa, sdpa_arguments
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile

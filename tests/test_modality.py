@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from sharp_compile.passes import modality
+from sharp_compile.passes.analysis import modality
 from torch import nn
 from torch.testing import assert_close
 

@@ -1,6 +1,6 @@
 """The selection rules, one a file: each scores the tokens of a layer.
 
-A rule is plain PyTorch and knows nothing of graphs; `passes.select` traces it into one.
+A rule is plain PyTorch and knows nothing of graphs; `passes.rewrite.selection` traces it into one.
 """
 
 from __future__ import annotations

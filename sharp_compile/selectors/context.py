@@ -36,7 +36,7 @@ class Context:
         is_visual: ``[B, S]`` bool, of real tokens.
         is_padding: ``[B, S]`` bool, wherever it is in a row. The layer's mask hides it from real tokens.
         frame: ``[B, S]`` int64: the number of the frame that a visual token belongs to in its row, -1 for all
-            others. Text between visual tokens starts a new frame; where else one starts, see `passes.frames`.
+            others. Text between visual tokens starts a new frame; where else one starts, see `passes.analysis.frames`.
         scale: multiplies ``query @ key``; None for ``D ** -0.5``.
         mask: the attention mask of the layer, broadcastable to ``[B, H, S, S]``, boolean or additive; None
             for causal attention.

@@ -3,8 +3,8 @@
 Behind a cut there are logits for S' positions, and labels for all S. The target of a position is the label behind it in
 the whole sequence, pruned or not: so labels are shifted first, then taken at the kept positions.
 
-Mostly both meet in a graph of ours, which sees to that (`passes.tail`). Here they meet in code that Dynamo breaks
-around, or that is not compiled. Logits that no pruned graph returned go to the losses as ever.
+Mostly both meet in a graph of ours, which sees to that (`passes.rewrite.tail`). Here they meet in code that Dynamo
+breaks around, or that is not compiled. Logits that no pruned graph returned go to the losses as ever.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...passes.nodes import example_tensor
+from ...passes.fx.nodes import example_tensor
 from .calls import calls_under_way
 
 _IDS = {

@@ -3,7 +3,7 @@
 Convolutions, gated delta rules and state space scans are functions of transformers that stand for a kernel of
 another package, with a definition in plain PyTorch that runs where the package is not installed. Dynamo would trace
 that definition for one length, chunk by chunk. Kept whole, one node stands for it, which
-`passes.sequence_functions` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
+`token_dim.sequence_functions` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ...passes.sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
+from ...passes.token_dim.sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 
 # By the names of the kernels: each takes a whole sequence, and is causal.
 _KERNELS = {

@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 
 import torch
-from sharp_compile.passes.sequence_functions import SEQUENCE_FUNCTIONS
+from sharp_compile.passes.token_dim.sequence_functions import SEQUENCE_FUNCTIONS
 from torch.testing import assert_close
 
 from sharp_compile.integrations.transformers.sequence import keep_whole

@@ -1,0 +1,152 @@
+"""Finds the attention nodes of a Dynamo graph, whatever form they were written in.
+
+Three forms are known: one fused ``scaled_dot_product_attention`` node, a ``flex_attention`` node, and the "eager"
+chain ``matmul -> scale -> add mask -> softmax -> matmul``. All become an `Attention`, so that no later pass has to
+know which of them a model uses.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, Node
+
+from ..fx.nodes import arguments, example_tensor
+
+_SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_MATMUL = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm"}
+_SOFTMAX = {torch.softmax, F.softmax, "softmax"}
+_ADD = {torch.add, operator.add, operator.iadd, "add", "add_"}
+_MUL = {torch.mul, operator.mul, operator.imul, "mul", "mul_"}
+_DIV = {torch.div, torch.true_divide, operator.truediv, "div"}
+_TRANSPOSE = {torch.transpose, "transpose"}
+# Nodes that hand one tensor through: casts, copies and dropout.
+_THROUGH = {torch.dropout, F.dropout, "to", "float", "type_as", "contiguous", "half", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a graph.
+
+    ``query`` is ``[B, H, Sq, D]`` and ``key`` ``[B, H or fewer, Sk, D]``, both as they enter the product
+    (after rotary embedding, key and value heads repeated or not). ``mask`` is boolean (True: may be seen)
+    or additive, broadcastable to ``[B, H, Sq, Sk]``. ``scale`` multiplies the product; None stands for
+    ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
+    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask.
+    """
+
+    query: Node
+    key: Node
+    mask: Node | None
+    scale: float | Node | None
+    output: Node
+    causal: bool
+    masked: Node | None
+
+
+def find_attention(graph: Graph) -> list[Attention]:
+    """All attentions of `graph`, in the order of their nodes."""
+    found = (_fused(node) or _flex(node) or _eager(node) for node in graph.nodes)
+    return [attention for attention in found if attention is not None]
+
+
+def as_rewritten(graph: Graph, attention: Attention) -> Attention:
+    """An attention with the arguments that its nodes have now."""
+    return next(found for found in find_attention(graph) if found.output is attention.output)
+
+
+def is_sdpa(node: Node) -> bool:
+    """Whether `node` is one fused attention."""
+    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
+
+
+def sdpa_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a fused attention by name, those not given left out."""
+    return dict(zip(_SDPA_PARAMETERS, args, strict=False)) | kwargs
+
+
+def _fused(node: Node) -> Attention | None:
+    if not is_sdpa(node):
+        return None
+    given = sdpa_arguments(node.args, node.kwargs)
+    mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
+    return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal, node)
+
+
+def sees_in_order(node: Node) -> bool:
+    """Whether the block mask of a flex_attention depends on the positions of its queries and keys."""
+    owner, mask_fn = node.graph.owning_module, arguments(node)[4][-1]
+    module = getattr(owner, mask_fn.target)
+    _, _, query, key = module.graph.find_nodes(op="placeholder")[:4]
+    return bool(query.users and key.users)
+
+
+def _flex(node: Node) -> Attention | None:
+    """Its mask is shown by `canonicalize.flex_to_sdpa`; until then it counts as causal where positions matter."""
+    if node.target is not torch.ops.higher_order.flex_attention:
+        return None
+    query, key, _, _, _, scale, *_ = arguments(node)
+    return Attention(query, key, None, scale, node, sees_in_order(node), node)
+
+
+def _eager(node: Node) -> Attention | None:
+    if node.target not in _SOFTMAX or (scores := example_tensor(node.args[0])) is None or scores.ndim < 3:
+        return None
+    rank = scores.ndim
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    product, mask, scale, masked = _scores(node.args[0])
+    output = _value_product(node)
+    if dim not in (-1, rank - 1) or product is None or output is None:
+        return None
+    query, transposed = arguments(product)
+    if not isinstance(transposed, Node) or transposed.target not in _TRANSPOSE:
+        return None
+    key, *swapped = arguments(transposed)
+    if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
+        return None
+    return Attention(query, key, mask, scale, output, causal=False, masked=masked)
+
+
+def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:
+    """Walks from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
+    mask: Node | None = None
+    masked: Node | None = None
+    scale: float | Node | None = None
+    while isinstance(node, Node):
+        if node.target in _MATMUL:
+            return node, mask, 1.0 if scale is None else scale, masked
+        if node.target in _THROUGH:
+            node = node.args[0]
+        elif node.target in _ADD and example_tensor(node.args[1]) is not None and mask is None and scale is None:
+            masked = node
+            node, mask = arguments(node)
+        elif node.target in _MUL | _DIV and scale is None and isinstance(node.args[1], int | float):
+            factor = arguments(node)[1]
+            scale = factor if node.target in _MUL else 1.0 / factor
+            node = node.args[0]
+        elif (
+            node.target in _MUL
+            and scale is None
+            and isinstance(node.args[1], Node)
+            and example_tensor(node.args[1]) is None
+        ):
+            node, scale = arguments(node)
+        else:
+            break
+    return None, None, 1.0, None
+
+
+def _value_product(node: Node) -> Node | None:
+    """The node ``probabilities @ value`` that a softmax feeds, or None where there is not exactly one."""
+    while True:
+        products = [user for user in node.users if user.target in _MATMUL and user.args[0] is node]
+        if products:
+            return products[0] if len(products) == 1 else None
+        through = [user for user in node.users if user.target in _THROUGH]
+        if len(through) != 1:
+            return None
+        node = through[0]

@@ -1,0 +1,91 @@
+"""Decides after which decoder layers the sequence is cut: where it was asked for, or at the next that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import Node
+
+from ...config import Cut
+from ..errors import CannotPrune
+from ..fx.nodes import arguments, example_tensor, is_hidden_states
+from .attention import Attention
+from .decoder import Decoder, find_entering
+from .injection import is_masked_scatter
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one cut is made.
+
+    ``cut`` is the cut with the layer that it is made after. ``attention`` is that layer's, None if it has none
+    (then the rule needs none); ``hidden`` enters the layer, ``after`` is what it hands on: the cut itself.
+    """
+
+    cut: Cut
+    attention: Attention | None
+    hidden: Node
+    after: Node
+
+
+def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[Place], str]:
+    """The places of the cuts that the user asked for, and a remark on those that moved ("" if none did).
+
+    A cut moves behind the last layer after which visual features are added to the hidden states again (DeepStack,
+    arXiv 2406.04334), to the first layer that has attention (its cache tells later calls how many positions there
+    were), and to the next one that has if the selection rule needs it.
+
+    Raises:
+        CannotPrune: where no layer is left behind a cut, or two cuts meet.
+    """
+    again = _last_injection(decoder)
+    places: list[Place] = []
+    remarks: list[str] = []
+    for cut in asked:
+        layer = cut.layer
+        if layer + 1 < len(decoder.layers) and again is not None and layer < again:
+            layer = again
+            remarks.append(f"layer={cut.layer} moved to {layer}, the last after which visual features are added again")
+        if layer + 1 < len(decoder.layers):
+            first = decoder.attention_from(layer if needs_attention else 0)
+            if first is None:
+                raise CannotPrune(
+                    f"no decoder layer from layer={cut.layer} on has attention, by which to score the tokens"
+                )
+            if layer < first:
+                remarks.append(f"layer={cut.layer} moved to {first}, the next that has attention")
+                layer = first
+        if layer + 1 >= len(decoder.layers):
+            moved = "" if layer == cut.layer else f" ({remarks[-1]})"
+            raise CannotPrune(
+                f"layer={cut.layer}{moved} leaves no later layer to shorten: the decoder layers in this graph are "
+                f"{len(decoder.layers)}. If the model has more, Dynamo cuts it into several graphs and has to be kept "
+                "from that (TORCH_LOGS=graph_breaks shows where); else choose a lower layer"
+            )
+        if places and places[-1].cut.layer >= layer:
+            raise CannotPrune(f"the stages at layers {places[-1].cut.layer} and {cut.layer} meet: {'; '.join(remarks)}")
+        attention = decoder.layers[layer] if needs_attention else None
+        hidden, after = (find_entering(decoder, each) for each in (layer, layer + 1))
+        places.append(Place(replace(cut, layer=layer), attention, hidden, after))
+    return places, "; ".join(remarks)
+
+
+def _last_injection(decoder: Decoder) -> int | None:
+    """The last layer after which features are put into the hidden states by a mask; None where there is none."""
+    firsts = [decoder.begins(layer) for layer in range(len(decoder.layers))]
+    found = [decoder.order[node] for node in decoder.flow if _injects(node, decoder.flow)]
+    layers = [sum(first < place for first in firsts) - 1 for place in found]
+    return max((layer for layer in layers if layer >= 0), default=None)
+
+
+def _injects(node: Node, flow: Container[Node]) -> bool:
+    """Whether hidden states are `node`'s result that features were put into or added to by a mask."""
+    if not is_hidden_states(node):
+        return False
+    if node.target is torch.ops.aten.index_put.default:
+        index = example_tensor(arguments(node)[1][0])
+        return index is not None and index.dtype == torch.bool and index.ndim == 2
+    added = (parent for parent in node.all_input_nodes if parent not in flow)
+    return is_masked_scatter(node) or any(is_masked_scatter(parent) and is_hidden_states(parent) for parent in added)

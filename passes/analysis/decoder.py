@@ -1,0 +1,262 @@
+"""Finds the decoder that reads the injected features: its layers, and the hidden states between them.
+
+No name of a module or variable is looked at. A decoder layer is found by an attention over the whole sequence
+that descends from the embeddings. Where the attentions' modules are in a list of modules, every place of
+that list is a layer, so that layers of another kind (convolution, linear attention, state space) count too.
+The hidden states between two layers are what every path from one layer's result to all that follows
+goes through: a dominator.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import sympy
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Graph, Node
+
+from ..errors import CannotPrune
+from ..fx.nodes import example, example_tensor, is_hidden_states
+from ..fx.sizes import expression
+from .attention import Attention, find_attention
+
+# The place of a module in a list of modules, in its path.
+_PLACE = re.compile(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder of a graph.
+
+    ``layers`` are its attentions in order, None for a layer that has none. ``inside`` are the nodes of each layer
+    that hold data of `flow`, the nodes computed from `embeddings`, in order; only the attention itself where
+    the graph does not show modules. ``order`` are the places of all nodes in the graph.
+    """
+
+    layers: tuple[Attention | None, ...]
+    inside: tuple[tuple[Node, ...], ...]
+    flow: nx.DiGraph
+    embeddings: Node
+    order: dict[Node, int]
+
+    def begins(self, layer: int) -> int:
+        """The place in the graph of the first node inside a layer."""
+        return self.order[self.inside[layer][0]]
+
+    def tail(self) -> set[Node]:
+        """The nodes after the last layer; none where the graph does not show where that ends."""
+        last = self.inside[-1]
+        if self.layers[-1] is not None and last == (self.layers[-1].output,):
+            return set()
+        return {node for node, place in self.order.items() if place > self.order[last[-1]]}
+
+    def attention_from(self, layer: int) -> int | None:
+        """The first layer from `layer` on that has attention, None where none has."""
+        return next((index for index in range(layer, len(self.layers)) if self.layers[index] is not None), None)
+
+
+def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
+    """The decoder that reads `embeddings`, or None where no attention of the graph does.
+
+    Raises `CannotPrune` where the graph begins in the middle of it, where an operator that looks like an attention
+    is not a known one, or where a node on the way has no example value.
+    """
+    flow = data_flow(graph, embeddings)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    length = expression(example(embeddings).shape[1])
+    attentions = [
+        attention
+        for attention in find_attention(graph)
+        if attention.query in flow
+        and _length(attention.query) == length
+        # Without a mask everything sees everything, as in an encoder.
+        and (attention.causal or attention.mask is not None)
+    ]
+    if not attentions:
+        _check_unknown(flow, length)
+        return None
+    layers, inside = _layers(attentions, flow, order)
+    return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
+
+
+def holds_decoder(graph: Graph) -> bool:
+    """Whether a graph has hidden states as an input that a decoder of more than one layer descends from."""
+    try:
+        inputs = [node for node in graph.find_nodes(op="placeholder") if is_hidden_states(node)]
+        found = [find_decoder(graph, node) for node in inputs]
+        return any(decoder is not None and len(decoder.layers) > 1 for decoder in found)
+    except CannotPrune:
+        return False
+
+
+def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
+    """The nodes that hold data computed from `source`, with an edge from each node to each user.
+
+    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
+    what a node holds isn't told, since the data may go on behind it.
+    """
+    flow = nx.DiGraph()
+    flow.add_node(source)
+    for node in graph.nodes:
+        if "example_value" not in node.meta and node.users and any(parent in flow for parent in node.all_input_nodes):
+            raise CannotPrune(f"the graph has no example value of {node}, through which the features go")
+        if node.op != "output" and node is not source and _holds_tensor(node):
+            flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
+    return flow
+
+
+def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
+    """Raises `CannotPrune` for attentions that are there and not seen.
+
+    Queries, keys and values go into an operator of its own, such as FlashAttention; or the layers are graphs inside of
+    this one, which are computed again in the backward pass.
+    """
+    for node in flow:
+        if node.target is torch.ops.higher_order.tag_activation_checkpoint:
+            raise CannotPrune(
+                "the decoder's layers are checkpointed, so that the graph does not show what is inside of them; do "
+                "without gradient checkpointing: the pruned layers keep much less for the backward pass"
+            )
+        name = str(node.target)
+        values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
+        sequences = [shape for shape in values if len(shape) == 4 and length in map(expression, shape[1:3])]
+        if (
+            isinstance(node.target, OpOverload | OpOverloadPacket)
+            and not name.startswith("aten.")
+            and len(sequences) >= 3
+        ):
+            raise CannotPrune(
+                f"the decoder attends by {name}, which is not known; load the model with "
+                'attn_implementation="sdpa", "eager" or "flex_attention"'
+            )
+
+
+def _holds_tensor(node: Node) -> bool:
+    leaves = torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+
+
+def _length(query: Node) -> sympy.Expr | None:
+    value = example_tensor(query)
+    return None if value is None or value.ndim < 2 else expression(value.shape[-2])
+
+
+def _layers(
+    attentions: list[Attention], flow: nx.DiGraph, order: dict[Node, int]
+) -> tuple[list[Attention | None], list[tuple[Node, ...]]]:
+    """The layers, and the nodes inside each.
+
+    Raises `CannotPrune` where the modules show that the graph begins in the middle of the decoder.
+    """
+    depth = _list_of_layers(attentions)
+    if depth is None:
+        return list(attentions), [(attention.output,) for attention in attentions]
+    path, place = _modules(attentions[0].output)[depth]
+    holder = path[: path.rindex(str(place))]
+    inside: dict[int, list[Node]] = {}
+    for node in sorted(flow, key=order.__getitem__):
+        for path, number in _modules(node)[depth : depth + 1]:
+            if path.startswith(holder) and path[: path.rindex(str(number))] == holder:
+                inside.setdefault(number, []).append(node)
+    places = sorted(inside)
+    if places != list(range(len(places))):
+        raise CannotPrune(
+            f"this graph holds only the decoder layers {places}: Dynamo cuts the decoder into several graphs and has "
+            "to be kept from that (TORCH_LOGS=graph_breaks shows where it breaks)"
+        )
+    by_place = {_modules(attention.output)[depth][1]: attention for attention in reversed(attentions)}
+    return [by_place.get(number) for number in places], [tuple(inside[number]) for number in places]
+
+
+def _list_of_layers(attentions: list[Attention]) -> int | None:
+    """How many lists of modules are around the one that holds the layers; None where the graph shows no such list."""
+    modules = [_modules(attention.output) for attention in attentions]
+    if not all(modules) or len({len(each) for each in modules}) != 1:
+        return None
+    for depth, _ in enumerate(modules[0]):
+        places = [each[depth][1] for each in modules]
+        if len(places) == 1 or len(set(places)) > 1:
+            # An attention for each place; several at one place are one layer's.
+            return depth if len(set(places)) == len(places) else None
+    return None
+
+
+def _modules(node: Node) -> list[tuple[str, int]]:
+    """The modules around a node that are in a list of modules: their paths, and their places in the list."""
+    found: dict[str, int] = {}
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        numbers = list(_PLACE.finditer(path))
+        if numbers:
+            found.setdefault(path[: numbers[-1].end()], int(numbers[-1].group()))
+    return list(found.items())
+
+
+def find_entering(decoder: Decoder, layer: int) -> Node:
+    """The hidden states ``[B, S, C]`` that enter a layer: the last that all data from the layer before goes through.
+
+    Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
+    """
+    flow, order, first = decoder.flow, decoder.order, decoder.begins(layer)
+    if layer == 0:
+        # What the layer reads; further paths may lead from the embeddings to later layers (per-layer inputs).
+        channels = expression(example(decoder.embeddings).shape[2])
+        found = [
+            node
+            for node in {parent for node in decoder.inside[0] for parent in node.all_input_nodes}
+            if order[node] < first and node in flow and is_hidden_states(node)
+            if expression(example(node).shape[2]) == channels
+        ] or _spine(flow, order, (decoder.embeddings,))
+    else:
+        before = decoder.layers[layer - 1]
+        found = _spine(flow, order, decoder.inside[layer - 1] if before is None else (before.output,))
+    found = [node for node in found if order[node] < first and is_hidden_states(node)]
+    if not found:
+        raise CannotPrune(
+            f"no hidden states [B, S, C] were found that alone lead from decoder layer {layer - 1} to "
+            f"layer {layer}: the residual stream has a form that is not known"
+        )
+    return max(found, key=order.__getitem__)
+
+
+def _spine(flow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
+    """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
+    root = object()
+    behind = nx.DiGraph(flow.subgraph(set(sources).union(*(nx.descendants(flow, source) for source in sources))))
+    sink = max(behind, key=order.__getitem__)
+    behind.add_edges_from((root, source) for source in sources)
+    parent = nx.immediate_dominators(behind, root)
+    spine = [sink]
+    while parent[spine[-1]] is not root:
+        spine.append(parent[spine[-1]])
+    return spine[::-1]
+
+
+def check_whole(decoder: Decoder, ended: Any) -> None:
+    """Declines a graph that ends inside the decoder: the layers behind the break see the full length.
+
+    ``ended`` is what Dynamo says of where it ended the graph (`GraphCompileReason`), or None. Inside the decoder
+    is inside the class that holds the layers.
+    """
+    if ended is None or not ended.graph_break:
+        return
+    attention = next(layer for layer in reversed(decoder.layers) if layer is not None)
+    stack = list((attention.output.meta.get("nn_module_stack") or {}).values())
+    holders = [cls for path, cls in stack if not _PLACE.search(path)]
+    for frame in ended.user_stack:
+        if not holders or _is_within(frame, holders[-1]):
+            raise CannotPrune(
+                f"the decoder is cut into several graphs: Dynamo broke at {frame.filename}:{frame.lineno} "
+                f"({ended.reason.splitlines()[0]}); rewrite that line, or try torch._dynamo.config."
+                "capture_scalar_outputs and capture_dynamic_output_shape_ops, so that it stays in one graph"
+            )
+
+
+def _is_within(frame: traceback.FrameSummary, cls: type) -> bool:
+    lines, first = inspect.getsourcelines(cls)
+    return frame.filename == inspect.getsourcefile(cls) and first <= (frame.lineno or 0) < first + len(lines)

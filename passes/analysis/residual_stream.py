@@ -1,0 +1,66 @@
+"""Proves that the cut is all that a decoder hands on, for selectors that merge tokens.
+
+A mean of tokens is right for the hidden states as they leave a layer, and for nothing else. That the cut holds
+them, all of them and only them, is read off the flow of data:
+
+* nothing is computed from the cut before the next layer begins. So the cut is what enters that layer, not a sum in the
+  middle of the layer before, with more of it on its way (an output and a residual that are not yet added);
+* what later layers read beside the cut, of the data that descends from the embeddings, descends from no layer
+  up to the cut, nor does it look like hidden states. So there is no second stream (hyper-connections,
+  connections past several layers, keys and values that later layers share). What is left are side inputs that each
+  layer gets of its own, such as per-layer embeddings.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+from torch.fx import Node
+
+from ..errors import CannotPrune
+from ..fx.nodes import example, example_tensor, where
+from ..fx.sizes import expression
+from .cut_sites import Place
+from .decoder import Decoder
+
+
+def check_carries_all(decoder: Decoder, place: Place, selector: str) -> None:
+    """Declines where tokens can't be proven to be merged by the mean of them at the cut.
+
+    Args:
+        decoder: the decoder.
+        place: the cut.
+        selector: what merges, for the reason.
+
+    Raises:
+        CannotPrune: where the cut is not, or may not be, the one residual stream.
+    """
+    flow, layer = decoder.flow, place.cut.layer
+    behind = nx.descendants(flow, place.after)
+    begins = decoder.begins(layer + 1)
+    early = min(behind, key=decoder.order.__getitem__)
+    if decoder.order[early] < begins:
+        raise CannotPrune(
+            f"{selector} merges tokens, but what leaves decoder layer {layer} is not known to be one tensor [B, S, C]: "
+            f"{where(early)} comes between the last one that all goes through and layer {layer + 1}, as where there "
+            "are several streams, or an output and its residual are added later; choose a selector that only drops "
+            "tokens"
+        )
+    before = {node for inside in decoder.inside[: layer + 1] for node in inside}
+    for node in sorted(flow, key=decoder.order.__getitem__):
+        if not before.isdisjoint(flow.predecessors(node)):
+            before.add(node)
+    channels = expression(example(decoder.embeddings).shape[2])
+    beside = {parent for node in behind for parent in flow.predecessors(node)} - behind - {place.after}
+    for node in sorted(beside, key=decoder.order.__getitem__):
+        if node in before or _may_be_states(node, channels):
+            raise CannotPrune(
+                f"{selector} merges tokens, but more than one stream of hidden states goes from decoder layer {layer} "
+                f"to the later ones: these also read {where(node)}; choose a selector that only drops tokens"
+            )
+
+
+def _may_be_states(node: Node, channels: object) -> bool:
+    value = example_tensor(node)
+    if value is None:
+        return True
+    return value.is_floating_point() and value.ndim > 0 and expression(value.shape[-1]) == channels

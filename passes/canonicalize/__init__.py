@@ -1,0 +1,1 @@
+"""Writes a graph in a form that shows more, with the same results."""

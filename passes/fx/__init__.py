@@ -1,0 +1,1 @@
+"""What the passes ask of FX nodes, and how they add some."""

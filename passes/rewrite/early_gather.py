@@ -1,0 +1,177 @@
+"""Moves a cut from the end of the scoring layer to its input, for all but the keys and values.
+
+Behind the cut nothing reads what a dropped token computes in the scoring layer, except that the kept tokens attend to
+its key and value. So queries, attention rows, the output projection, norms and the MLP are needed for kept tokens only:
+
+    before:  hidden [B, S, C] -> q, k, v -> attention -> MLP -> after [B, S, C] -> gather -> later layers
+    after:   hidden [B, S, C] -> k, v -----------v
+                   '-> gather -> q -> attention [B, S', ...] -> MLP -> later layers
+
+No hand-written pruning does this, since a model's code computes q, k and v in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from ..analysis.attention import Attention, is_sdpa, sdpa_arguments
+from ..analysis.cut_sites import Place
+from ..fx.emit import Emitter
+from ..fx.nodes import example, writes_into_first
+from ..fx.sizes import expression
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    """Stands in a graph for attention of a part of the tokens to all, until the positions of the part are known.
+
+    Args:
+        query: ``[B, H, S', D]``.
+        key: ``[B, Hkv, S, D]``.
+        value: ``[B, Hkv, S, D]``.
+        mask: the rows of the part, broadcastable to ``[B, H, S', S]``; None for causal attention.
+        scale: as that of the fused attention.
+        enable_gqa: as that of the fused attention.
+
+    Returns:
+        An empty tensor ``[B, H, S', D]``.
+    """
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """A scoring layer whose cut was moved to its input.
+
+    ``entry`` is the new cut: it stands for the hidden states ``[B, S, C]`` that enter the layer, where kept tokens are
+    meant. ``tokenwise`` are the nodes that now run on kept tokens only, and so must treat each token for itself;
+    ``query`` is the one of them that holds the queries.
+    """
+
+    entry: Node
+    hidden: Node
+    query: Node
+    tokenwise: frozenset[Node]
+    _attention: Node
+    _copies: dict[Node, Node]
+    _before: tuple[Any, Any, Any]
+
+    def undo(self) -> None:
+        """Writes the layer as it was."""
+        node = self._attention
+        node.target, node.args, node.kwargs = self._before
+        for original, copy in reversed([(self.hidden, self.entry), *self._copies.items()]):
+            copy.replace_all_uses_with(original)
+            node.graph.erase_node(copy)
+
+    def finish(self, emit: Emitter, positions: Node) -> None:
+        """Writes the attention of the tokens at `positions` ``[B, S']``, once all else is rewritten."""
+        node = self._attention
+        query, key, value, mask = node.args
+        if mask is None:
+            with emit.before(node):
+                mask = emit(_causal_rows, positions, key)
+        node.target, node.args = F.scaled_dot_product_attention, (query, key, value)
+        node.kwargs = {"attn_mask": mask, **node.kwargs}
+        self.entry.replace_all_uses_with(self.hidden)
+        node.graph.erase_node(self.entry)
+
+
+def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
+    """Moves the cut of a place to the input of its layer.
+
+    What the layer's own keys, values and mask are computed from stays at full length. What both they and the rest of
+    the layer read (the norm in front of the projections) is copied for the rest. The nodes that then run on fewer
+    tokens are moved behind the keys and values, from which the selection is made.
+
+    Args:
+        place: where the cut is, in a graph that is changed.
+        layer: the attention of the layer, whether or not it is scored.
+        keys: its keys, without the room of a static cache.
+
+    Returns:
+        None, and the graph as it was, where the layer has no fused attention or one with dropout, or where something
+        outside of the layer reads what is between its input and its end.
+    """
+    attention = layer.output
+    if not is_sdpa(attention) or expression(example(keys).shape[-2]) != expression(example(layer.query).shape[-2]):
+        return None
+    given = sdpa_arguments(attention.args, attention.kwargs)
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+    if given.get("dropout_p"):
+        return None
+    graph, hidden = attention.graph, place.hidden
+    below = _reached([hidden], lambda node: node.users)
+    above = _reached([place.after], lambda node: node.all_input_nodes)
+    read = [node for node in (key, value, mask) if node is not None]
+    front = below & _reached(read, lambda node: node.all_input_nodes)
+    between = (below & above) - front
+    rest = [node for node in graph.nodes if node in between]
+    behind = _reached([place.after], lambda node: node.users) | between
+    if query not in between or any(user.op == "output" or user not in behind for node in rest for user in node.users):
+        return None
+    # What is copied must not be changed by others later on.
+    if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
+        return None
+    before = attention.target, attention.args, attention.kwargs
+    attention.target = attend
+    attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}
+    order = list(graph.nodes)
+    for node in order[: order.index(attention)]:
+        if node in between:
+            attention.prepend(node)
+    first = next(node for node in graph.nodes if node in between)
+    with graph.inserting_before(first):
+        entry = graph.call_function(_enter, (hidden,))
+    entry.meta = {"example_value": example(hidden)}
+    copies: dict[Node, Node] = {}
+
+    def of_kept(node: Node) -> Node:
+        """What stands for `node` where kept tokens are meant."""
+        if node not in front:
+            return node
+        if node is hidden:
+            return entry
+        if node not in copies:
+            parents = {parent: of_kept(parent) for parent in node.all_input_nodes}
+            with graph.inserting_before(first):
+                copies[node] = graph.node_copy(node, parents.__getitem__)
+        return copies[node]
+
+    query = of_kept(query)
+    attention.args = (query, key, value, mask)
+    for node in rest:
+        if node is not attention:
+            node.args, node.kwargs = map_arg(node.args, of_kept), map_arg(node.kwargs, of_kept)
+    tokenwise = frozenset([*rest, *copies.values()])
+    return Hoisted(entry, hidden, query, tokenwise, attention, copies, before)
+
+
+def _enter(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _causal_rows(positions: Tensor, key: Tensor) -> Tensor:
+    """``[B, 1, S', S]`` bool: the rows of a causal mask."""
+    return positions[:, None, :, None] >= torch.arange(key.shape[2], device=key.device)
+
+
+def _reached(starts: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes that lead on from `starts` by `step`, these included."""
+    reached: set[Node] = set()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting.extend(step(node))
+    return reached

@@ -1,0 +1,87 @@
+"""Lets the segment mask of ShaRP steer the forward pass of the layers that see the whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ...kernels.segment_attention import inside
+from ...parts import Segment
+from ...selectors.sharp.segments import segments
+from ..analysis.attention import Attention, sdpa_arguments
+from ..analysis.decoder import Decoder, find_entering
+from ..errors import CannotPrune
+from ..fx.emit import Emitter
+from ..fx.nodes import example_tensor
+from ..fx.sizes import expression
+
+
+def first_masked(decoder: Decoder) -> Node:
+    """The first node that the mask changes: all that the mask is made of stands in front of it."""
+    return next(layer.masked for layer in decoder.layers if layer is not None and layer.masked is not None)
+
+
+def check_maskable(decoder: Decoder, layer: int) -> None:
+    """Declines where the attentions of layers ``0..layer`` can't be given a segment mask."""
+    for index, attention in enumerate(decoder.layers[: layer + 1]):
+        if attention is None:
+            raise CannotPrune(f"layer {index} can't be given a segment mask: it has no attention")
+        query, key = example_tensor(attention.query), example_tensor(attention.key)
+        if query is None or key is None or expression(query.shape[-2]) != expression(key.shape[-2]):
+            raise CannotPrune(f"layer {index} can't be given a segment mask: its queries are not as many as its keys")
+        given = sdpa_arguments(attention.output.args, attention.output.kwargs) if attention.mask is None else {}
+        if given.get("dropout_p"):
+            raise CannotPrune(f"layer {index} can't be given a segment mask: its attention has dropout; call eval()")
+
+
+def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, segment: Segment) -> Node:
+    """Rewrites the attentions of layers ``0..layer``, so that visual tokens see text and their own segment only.
+
+    Args:
+        emit: adds traced functions to the graph.
+        decoder: the layers; those that are rewritten were looked at by `check_maskable`.
+        layer: the last layer to rewrite.
+        frame: ``[B, S]`` int64, in front of `first_masked`.
+        segment: what a segment is.
+
+    Returns:
+        The node ``[B, S]`` int64 of the segments, -1 where a token is not visual.
+    """
+    own = None
+    masks: dict[Node, Node] = {}
+    for attention in decoder.layers[: layer + 1]:
+        assert attention is not None and attention.masked is not None
+        with emit.before(attention.masked):
+            if own is None:
+                own = emit(_segments(segment), frame, find_entering(decoder, 0))
+            if attention.mask is None:
+                _run_in_segments(attention, own)
+                continue
+            if attention.mask not in masks:
+                masks[attention.mask] = emit(_also_inside, attention.mask, own)
+            attention.masked.replace_input_with(attention.mask, masks[attention.mask])
+    assert own is not None
+    return own
+
+
+def _segments(segment: Segment) -> Callable[[Tensor, Tensor], Tensor]:
+    def of_frames(frame: Tensor, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            return segments(frame, hidden, segment)
+
+    return of_frames
+
+
+def _run_in_segments(attention: Attention, own: Node) -> None:
+    node = attention.output
+    given = sdpa_arguments(node.args, node.kwargs)
+    node.target = torch.ops.sharp_compile.segment_attention.default
+    node.args, node.kwargs = (given["query"], given["key"], given["value"], own, given.get("scale")), {}
+
+
+def _also_inside(mask: Tensor, segment: Tensor) -> Tensor:
+    visible = inside(segment, segment)[:, None]
+    return mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, torch.finfo(mask.dtype).min)

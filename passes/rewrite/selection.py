@@ -1,0 +1,358 @@
+"""Puts the selection into a graph: from the state of the scoring layer to the kept positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+
+from ...config import Cut
+from ...kernels.attention_rows import may_see
+from ...kernels.keep import keep_counts, keep_positions, leading
+from ...selectors import Context, Rule
+from ...selectors.context import among
+from ..analysis.attention import Attention
+from ..analysis.rope import Rotation, rotation_module
+from ..analysis.selector_functions import named, on_copies, try_selector
+from ..analysis.tensor_parallel import Ranks
+from ..errors import CannotPrune, SelectorError
+from ..fx.emit import Emitter
+from ..fx.nodes import example, example_tensor, stand_in
+from ..fx.sizes import expression
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The kinds of the tokens of one stage, as nodes ``[B, S]``.
+
+    ``is_visual`` (real tokens only), ``is_padding`` and ``is_leading`` (the padding in front of the first real token of
+    a row) are bool; ``frame`` is int64, -1 where a token is not visual. ``visual`` ``[B]`` int64 is the number of
+    visual tokens that each row had before any cut.
+    """
+
+    is_visual: Node
+    is_padding: Node
+    is_leading: Node
+    frame: Node
+    visual: Node
+
+    @property
+    def kinds(self) -> tuple[Node, Node, Node, Node]:
+        """All that has an entry for each token."""
+        return self.is_visual, self.is_padding, self.is_leading, self.frame
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen at one layer, as nodes.
+
+    Attributes:
+        positions: of the kept tokens, ``[B, kept]`` int64 in the tokens of the layer.
+        scores: ``[B, S]`` float32, NaN where a token is not visual.
+        into: the positions of what stands for each token, ``[B, S]`` int64; None without merging.
+        tokens: the kinds of the kept tokens.
+        segment: the segments that the rule scored by, ``[B, S]`` int64, -1 where a token is in none; None where it
+            knows no segments.
+    """
+
+    positions: Node
+    scores: Node
+    into: Node | None
+    tokens: Tokens
+    segment: Node | None
+
+
+def padding_mask(
+    attention: Attention, length: int | SymInt, capacities: Collection[int | SymInt] = ()
+) -> Callable[..., Tensor]:
+    """A function that finds padding ``[B, S]`` from ``(is_visual, mask)``; `mask` is absent if there is none.
+
+    A position is padding if its own query may not see it: every causal, sliding or two-way mask lets a
+    token see itself, unless it is padding. The mask may have more columns than S: one of `capacities`.
+
+    Raises:
+        CannotPrune: where the mask has no row for each query.
+    """
+    mask = None if attention.mask is None else example_tensor(attention.mask)
+    if mask is None:
+        return torch.zeros_like
+    rows, columns = (expression(size) for size in mask.shape[-2:])
+    widths = [expression(size) for size in (length, *capacities)]
+    if mask.ndim != 4 or columns not in widths or rows not in (widths[0], 1):
+        raise CannotPrune(
+            f"the attention mask has shape {[str(size) for size in mask.shape]}, [B, 1, S, S] was expected with "
+            f"S = {length}: a cache that holds tokens already, or a preallocated (static) one that was made before "
+            "this call, or another kind of mask; start with an empty cache"
+        )
+    has_rows = rows == widths[0]
+
+    def is_padding(is_visual: Tensor, mask: Tensor) -> Tensor:
+        visible = may_see(mask)[:, 0]
+        own = visible.diagonal(dim1=-2, dim2=-1) if has_rows else visible[:, 0, : is_visual.shape[1]]
+        return ~own.expand_as(is_visual)
+
+    return is_padding
+
+
+def token_kinds(is_padding: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """A function that makes the tensors of `Tokens` from ``(is_visual, frame, mask)``.
+
+    Args:
+        is_padding: what `padding_mask` returns.
+    """
+
+    def kinds(is_visual: Tensor, frame: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        padding = is_padding(is_visual, *masks)
+        visual = is_visual & ~padding
+        return visual, padding, leading(padding), frame.where(visual, -1), visual.sum(1)
+
+    return kinds
+
+
+def visual_mask(*masks: Tensor) -> Tensor:
+    """Masks of injections, ``[B, S, 1 or C]`` bool each, as one ``[B, S]``."""
+    whole = [mask[..., 0] if mask.shape[-1] == 1 or mask.stride(-1) == 0 else mask.any(-1) for mask in masks]
+    for mask in whole[1:]:
+        whole[0] = whole[0] | mask
+    return whole[0]
+
+
+def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> Rule:
+    """A user's function as a rule that the passes can rely on; a rule of ours as it is.
+
+    It is called once on fake tensors, of the sizes that the graph was traced with. That shows whether it tells which
+    tokens stand for others, and which tensors of the layer it writes into: those it gets as copies from then on.
+    The other arguments are `emit_selection`'s.
+
+    Raises:
+        SelectorError: for a function that looks at the values of tensors, or fails.
+    """
+    if rule.merges is not None:
+        return rule
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def like(value: Any) -> Any:
+        return stand_in(example(value), mode)
+
+    rotate, state, inputs = _layer_state(attention, rotation)
+    entering = like(hidden)
+    rows, length, _ = entering.shape
+    with mode, torch.no_grad():
+        kinds = [
+            torch.empty(rows, length, dtype=dtype, device=entering.device)
+            for dtype in (torch.bool, torch.bool, torch.int64)
+        ]
+        budget = torch.empty(rows, dtype=torch.int64, device=entering.device)
+        of_layer = [*map(like, state)]
+        context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
+        result, written = try_selector(rule.score, context)
+        merging = _checked(result, kinds[0])[1] is not None
+    return replace(rule, score=on_copies(rule.score, written), merges=merging)
+
+
+def emit_selection(
+    emit: Emitter,
+    cut: Cut,
+    attention: Attention | None,
+    hidden: Node,
+    rotation: Rotation | None,
+    tokens: Tokens,
+    rule: Rule,
+    kept: int | Node,
+    queries: tuple[GraphModule, list[Node]] | None = None,
+    ranks: Ranks | None = None,
+    share_heads: bool = False,
+) -> Selection:
+    """Adds the nodes that score the tokens of a layer and choose the kept ones.
+
+    Args:
+        emit: adds traced functions to the graph.
+        cut: the scoring layer, and the share of the visual tokens that is kept.
+        attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
+        hidden: what enters the layer, ``[B, S, C]``.
+        rotation: that of the layer's keys, None without attention.
+        tokens: the kinds of the layer's tokens.
+        rule: the selection rule, as `tried` gives it.
+        kept: how many tokens a row keeps, a number or the node of one.
+        queries: the function of `lazy_queries` and its inputs, where the layer does not compute all queries.
+        ranks: those that share the work, None where there are no others.
+        share_heads: whether they share the heads of the layer.
+    """
+    rotate, state, rotation_inputs = _layer_state(attention, rotation)
+    merging = bool(rule.merges)
+    score = named(rule.score) if emit.trace else rule.score
+    asked, query_inputs = queries or (None, [])
+    if asked is not None:
+        state[0] = None
+
+    def select(
+        hidden: Tensor,
+        is_visual: Tensor,
+        is_padding: Tensor,
+        is_leading: Tensor,
+        frame: Tensor,
+        visual: Tensor,
+        kept: int,
+        *others: Any,
+    ) -> tuple[Tensor, ...]:
+        of_layer, others = others[: len(state)], others[len(state) :]
+        constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
+        inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
+        with torch.no_grad():
+            kinds = is_visual, is_padding, is_leading, cut.kept(visual)
+            budget, *_ = keep_counts(*kinds, kept)
+            told = is_visual, is_padding, frame
+            context = _context(cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
+            if asked is not None:
+                context = replace(context, queries=_computed(asked, of_queries, is_visual))
+            if ranks is not None and share_heads:
+                context = _with_all_heads(context, ranks)
+            scores, into = _checked(score(context, *constants), is_visual)
+            if (into is not None) != merging:
+                raise SelectorError("the selector must return a pair always or never, on fake tensors too")
+            positions = keep_positions(scores, *kinds, kept)
+            if ranks is not None:
+                positions = ranks.agreed(positions)
+                into = None if into is None else ranks.agreed(into)
+            of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
+            standing = () if into is None else (_standing(into, is_visual),)
+            segments = () if rule.segments is None else (rule.segments(context),)
+            return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
+
+    positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
+        select,
+        hidden,
+        *tokens.kinds,
+        tokens.visual,
+        kept,
+        *state,
+        *(emit.constant(value, like=hidden) for value in rule.constants),
+        *rotation_inputs,
+        *query_inputs,
+        results=6 + merging + (rule.segments is not None),
+    )
+    return Selection(
+        positions,
+        scores,
+        others[0] if merging else None,
+        Tokens(is_visual, is_padding, is_leading, frame, tokens.visual),
+        None if rule.segments is None else others[-1],
+    )
+
+
+def _layer_state(
+    attention: Attention | None, rotation: Rotation | None
+) -> tuple[Callable[..., Tensor], list[Any], list[Node]]:
+    """What a rule may look at of a layer's attention.
+
+    Returns:
+        A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
+        rotation, the mask, the scale and the number of heads, all None without attention; and these nodes.
+    """
+    if attention is None or rotation is None:
+        return lambda keys: keys, [None] * 7, []
+    rotate, inputs = rotation_module(rotation)
+    unrotated = [rotation.unrotated, rotation.by_token]
+    heads = example(attention.query).shape[1]
+    return rotate, [attention.query, attention.key, *unrotated, attention.mask, attention.scale, heads], inputs
+
+
+def _context(
+    layer: int,
+    hidden: Tensor,
+    kinds: Sequence[Tensor],
+    kept: int,
+    budget: Tensor,
+    state: Sequence[Any],
+    rotate: Callable[..., Tensor],
+    inputs: Sequence[Any],
+) -> Context:
+    """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
+    is_visual, is_padding, frame = kinds
+    query, key, unrotated, by_token, mask, scale, heads = state
+    if by_token:
+        unrotated = unrotated.transpose(1, 2)
+    if mask is not None:
+        # Columns behind the tokens are room in a cache.
+        mask = mask[..., : hidden.shape[1]]
+    return Context(
+        among(query),
+        heads,
+        key,
+        unrotated,
+        hidden,
+        is_visual,
+        is_padding,
+        frame,
+        scale,
+        mask,
+        kept,
+        budget,
+        layer,
+        rotate=lambda keys: rotate(keys, *inputs),
+    )
+
+
+def _with_all_heads(own: Context, ranks: Ranks) -> Context:
+    """The context of a layer whose heads `ranks` share, from that of a rank's own heads.
+
+    The keys of the other ranks are rotated here, as they were there: one exchange is enough for both kinds of keys.
+    """
+
+    def rotate(keys: Tensor) -> Tensor:
+        # The graph knows the rotation for as many heads as a rank has.
+        return torch.cat([own.rotate(part) for part in keys.chunk(ranks.number, dim=1)], dim=1)
+
+    unrotated = ranks.gather_heads(own.grouped_key_unrotated)
+    return replace(
+        own,
+        queries=lambda rows: ranks.gather_heads(own.queries(rows)),
+        heads=ranks.number * own.heads,
+        grouped_key=rotate(unrotated),
+        grouped_key_unrotated=unrotated,
+        rotate=rotate,
+    )
+
+
+def _computed(module: GraphModule, inputs: Sequence[Tensor], is_visual: Tensor) -> Callable[[Tensor | None], Tensor]:
+    """`Context.queries` of a layer that has not computed them, by the function of `passes.rewrite.lazy_queries`."""
+
+    def queries(rows: Tensor | None) -> Tensor:
+        if rows is None:
+            rows = torch.arange(is_visual.shape[1], device=is_visual.device)
+        return module(rows.expand(is_visual.shape[0], -1), *inputs)
+
+    return queries
+
+
+def _standing(into: Tensor, may_merge: Tensor) -> Tensor:
+    """`into` ``[B, S]`` where it leads from and to a token that may merge ``[B, S]``; elsewhere its own position."""
+    last = into.shape[1] - 1
+    own = torch.arange(into.shape[1], device=into.device).expand_as(into)
+    there = into.clamp_min(0).clamp_max(last)
+    return into.where(may_merge & may_merge.gather(1, there) & (there == into), own)
+
+
+def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The scores and the representatives that a rule returned, None where it returned scores alone."""
+    shape, is_pair = is_visual.shape, isinstance(result, tuple | list) and len(result) == 2
+    scores, into = result if is_pair else (result, None)
+    into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
+    if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
+        got = " and ".join(map(_told, result)) if is_pair else _told(result)
+        raise SelectorError(
+            f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
+            "and the position of what stands for each token, int64 of that shape"
+        )
+    return scores, into
+
+
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"

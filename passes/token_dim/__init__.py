@@ -1,0 +1,1 @@
+"""Proves what it takes to run each node behind a cut on fewer tokens."""

@@ -1,0 +1,137 @@
+"""What the probe accepts, and what it declines, node by node."""
+
+import pytest
+import torch
+from sharp_compile.passes.errors import CannotPrune
+from sharp_compile.passes.token_dim.solver import Gather, Length, probe
+
+
+def plans(after, *side, shape=(1, 48, 32), stages=1):
+    """Plans of ``after(hidden, *side)`` on hidden states of `shape`, cut where they come in."""
+    graphs = []
+
+    def model(embeddings, *side):
+        return after(embeddings * 2, *side)
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    embeddings = torch.randn(shape)
+    torch.compile(model, backend=backend, fullgraph=True)(embeddings, *side)
+    (module,) = graphs
+    source = module.graph.find_nodes(op="placeholder")[0]
+    cut = next(iter(source.users))
+    return probe(module.graph, source, [cut])
+
+
+def repairs(after, *side, **how):
+    return [repair for plan in plans(after, *side, **how).values() for repair in plan.repairs if repair is not None]
+
+
+def test_work_on_single_tokens_needs_no_repair():
+    assert repairs(lambda h, w: torch.nn.functional.silu(h @ w) + h.mean(-1, keepdim=True), torch.randn(32, 32)) == []
+
+
+def test_a_literal_length_becomes_the_new_one():
+    assert repairs(lambda h: h.view(1, 48, 4, 8).transpose(1, 2)) == [Length()]
+    assert repairs(lambda h: h.view(48, 32)) == [Length()]
+
+
+def test_a_view_that_fits_by_accident_is_not_taken():
+    # 48 tokens of 32 channels fit into view(1, 32, 48); tokens and channels would change places.
+    with pytest.raises(CannotPrune):
+        plans(lambda h: h.view(1, 32, 48) + 1)
+    # A wildcard would swallow the tokens that are missing.
+    assert repairs(lambda h: h.view(1, 48, -1, 8)) == [Length()]
+
+
+def test_sizes_that_equal_the_length():
+    square = torch.randn(48, 48)
+    assert repairs(lambda h, w: h @ w, square, shape=(1, 48, 48)) == []
+    assert repairs(lambda h: h.view(1, 48, 48, 1), shape=(1, 48, 48)) == [Length()]
+    table = repairs(lambda h, w: h * w, torch.randn(1, 48, 48), shape=(1, 48, 48))
+    assert table == [Gather(0, (1,))]
+
+
+@pytest.mark.parametrize(
+    "side, gather",
+    [((48, 32), (0,)), ((1, 48, 32), (1,)), ((1, 48, 1), (1,))],
+)
+def test_a_side_tensor_is_gathered_where_tokens_meet_it(side, gather):
+    assert repairs(lambda h, s: h + s, torch.randn(side)) == [Gather(0, gather)]
+
+
+def test_rows_are_found_too():
+    assert repairs(lambda h, s: h + s, torch.randn(2, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
+    assert repairs(lambda h, s: h + s, torch.randn(1, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
+    new = [Gather(0, (0,), 0, batch_is_new=True)]
+    assert repairs(lambda h, s: h + s, torch.randn(48, 32), shape=(2, 48, 32)) == new
+    assert repairs(lambda h, s: h + s, torch.randn(2, 1, 32), shape=(2, 48, 32)) == []
+
+
+def test_rows_and_tokens_in_one_axis():
+    found = repairs(lambda h, s: h.view(96, 32) + s, torch.randn(96, 32), shape=(2, 48, 32))
+    assert found == [Length(rows=True), Gather(0, (0,), 0, merged=True)]
+
+
+def test_a_mask_is_gathered_along_both_axes():
+    def attend(h, mask):
+        q = h.view(1, 48, 4, 8).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    assert repairs(attend, torch.ones(1, 1, 48, 48, dtype=torch.bool)) == [Length(), Gather(0, (2, 3))]
+
+
+@pytest.mark.parametrize(
+    "after, why",
+    [
+        (lambda h, s: h[:, 3], "position 3"),
+        (lambda h, s: h[:, 2:9], "from 2 to 9"),
+        (lambda h, s: h[:, ::2], "takes the tokens"),
+        (lambda h, s: h[:, s], "index"),
+        (lambda h, s: h.index_select(1, s), "index_select"),
+        (lambda h, s: h.mean(1), "runs over tokens"),
+        (lambda h, s: h.cumsum(1), "runs over tokens"),
+        (lambda h, s: h.flip(1), "flip"),
+        (lambda h, s: h.roll(1, 1), "roll"),
+        (lambda h, s: torch.cat([h, h], 1), "appends tokens"),
+        (lambda h, s: h.split(24, 1)[0], "splits the sequence"),
+        (lambda h, s: torch.nn.functional.pad(h, (0, 0, 0, 1)), "pads the sequence"),
+        (lambda h, s: h.transpose(1, 2).reshape(1, 48, 32), "apart"),
+        (lambda h, s: torch.nn.functional.conv1d(h.transpose(1, 2), torch.ones(1, 32, 1)), "conv"),
+    ],
+)
+def test_tokens_by_their_place_are_declined(after, why):
+    with pytest.raises(CannotPrune, match=why):
+        plans(after, torch.arange(5))
+
+
+@pytest.mark.parametrize("after", [lambda h: h[:, -1], lambda h: h[:, -1:], lambda h: h[:, -3:], lambda h: h[:, 0:]])
+def test_the_last_tokens_may_be_taken(after):
+    assert repairs(after) == []
+
+
+def test_writes_into_older_tensors_are_declined():
+    def write(h, buffer):
+        buffer[:, :48] = h
+        return buffer + 0
+
+    for length in (64, 48):  # a buffer longer than the sequence, and one that happens to fit
+        with pytest.raises(CannotPrune, match="made before the cut"):
+            plans(write, torch.zeros(1, length, 32))
+
+
+def test_writes_into_new_tensors_are_fine():
+    def write(h):
+        new = h + 1
+        new.mul_(2)
+        new[..., 0] = 0
+        return new
+
+    assert repairs(write) == []
+
+
+def test_the_reason_names_the_line():
+    with pytest.raises(CannotPrune, match=r"flip \(File .*test_solver.py"):
+        plans(lambda h: h.flip(1))
