@@ -1,68 +1,55 @@
-"""The way of a graph: find, prove, then rewrite.
+"""The way of a graph through the passes, in five phases.
 
-Three passes first write the graph in a form that shows more, with the same results; then all that can be read is found
-and proven, and the rewriting behind it does what was planned. Whoever declines leaves the caller's own graph untouched:
-all of this happens in a copy.
+    canonicalize    the same graph, in a form that shows more
+    analyze         find the decoder, the sites of the cuts, padding, frames; whatever is unknown declines
+    plan            prove how each node behind a cut runs on fewer tokens
+    rewrite         add the selection, shorten what comes behind
+    finalize        what the graph returns, and the shapes that it has now
+
+All of it happens in a copy: who declines, in the first three phases, leaves the caller's graph as it was.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from torch import SymInt, Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from ..config import Config, Cut
 from ..selectors import rule
 from .analysis.attention import Attention, as_rewritten
-from .analysis.cut_sites import place_cuts
+from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
 from .analysis.frames import emit_frames, find_frames
-from .analysis.injection import Injection, emit_masks
+from .analysis.injection import Injection, emit_masks, injected_elements, visual_mask, visual_tokens
+from .analysis.padding import padding_mask, token_kinds
 from .analysis.residual_stream import check_carries_all
 from .analysis.rope import find_rotation
 from .analysis.selector_functions import name_of
 from .analysis.tensor_parallel import find_ranks
-from .canonicalize.flex_to_sdpa import read_as_fused, write_back
+from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
-from .canonicalize.static_cache import follow_length, moving_buffers, restore_length, scored_attention
+from .canonicalize.static_cache import follow_length, scored_attention
 from .canonicalize.whole_slices import write_whole_slices
+from .context import PassContext, PruneResult
 from .errors import CannotPrune
 from .fx.emit import Emitter
-from .fx.nodes import arguments, copy_of, example, example_tensor, is_hidden_states
+from .fx.nodes import copy_of, copy_with_nodes, example, example_tensor
 from .fx.sizes import expression
-from .held_positions import tell_kept_positions
 from .rewrite.early_gather import hoist
+from .rewrite.finalize import finalize
 from .rewrite.lazy_queries import query_module
 from .rewrite.segment_mask import check_maskable, emit_segment_mask, first_masked
-from .rewrite.selection import Tokens, emit_selection, padding_mask, token_kinds, tried, visual_mask
+from .rewrite.selection import Tokens, emit_selection, tried
 from .rewrite.shrink import Shrinker
-from .token_dim.solver import Returned, least_tokens, probe
+from .token_dim.solver import least_tokens, probe
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What was done to a graph, whose module now returns some tensors more than before, at the end.
-
-    ``cuts`` are the layers and shares as they were done, ``remark`` says why one is not where it was asked for ("" if
-    all are). ``told`` names the tensors: those that a report has by these names, and ``text``, the number of text
-    tokens of each row, ``[B]`` int64. ``lengths`` are by the names of a report's too: numbers, or the nodes of symbolic
-    ones. ``hoisted`` says that the first cut is at the input of its layer, for all but keys and values. ``returned``
-    are those of the graph's own results that are shortened, ``states`` the places of those that are hidden states
-    ``[B, S', C]`` behind the last cut. ``least`` is the fewest tokens that may be left of a row.
-    """
-
-    cuts: tuple[Cut, ...]
-    num_layers: int
-    remark: str
-    lengths: dict[str, int | Node]
-    hoisted: bool
-    told: tuple[str, ...]
-    returned: tuple[Returned, ...]
-    states: tuple[int, ...]
-    least: int
+class _NotHoisted(Exception):
+    """The cut can't be at the input of its layer."""
 
 
 def with_injections(module: GraphModule) -> GraphModule:
@@ -74,169 +61,143 @@ def with_injections(module: GraphModule) -> GraphModule:
 
 def prune(
     module: GraphModule, injection: Injection, config: Config, ended: Any = None, trace: bool = True
-) -> Pruned | None:
+) -> PruneResult | None:
     """Shortens the decoder that reads the injected features.
 
     Args:
-        module: a copy of Dynamo's; it is rewritten in place, unless the result is None or an error is raised.
-        injection: where the visual features are.
+        module: a graph of Dynamo's, which is only read.
+        injection: where the visual features are in it.
         config: where to cut, to what share, by which rule.
         ended: why Dynamo ended the graph where it did (`GraphCompileReason`), None if that is not known.
         trace: False where Dynamo will trace the result again, see `passes.fx.emit.Emitter`.
 
     Returns:
-        What was done; None where no decoder of this graph reads the features.
+        The pruned copy, and what was done; None where no decoder of this graph reads the features.
 
     Raises:
         CannotPrune: where there is one, and it can't be proven right to shorten it.
     """
     if find_decoder(module.graph, injection.embeddings) is None:
         return None
-    emit = Emitter(module, trace)
-    make_functional(module.graph, injection.embeddings)
-    write_whole_slices(module.graph)
-    buffers = follow_length(emit, injection.embeddings)
-    flex = read_as_fused(emit, injection.embeddings)
-    decoder = find_decoder(module.graph, injection.embeddings)
+    for may_hoist in [True, False] if config.hoist else [False]:
+        copy, nodes = copy_with_nodes(module)
+        context = PassContext(Emitter(copy, trace), injection.among(nodes), config)
+        canonicalize(context)
+        analyze(context, ended)
+        try:
+            plan(context, may_hoist)
+        except _NotHoisted:
+            continue
+        rewrite(context)
+        return finalize(context)
+    raise AssertionError("a cut that is not hoisted needs no second attempt")
+
+
+def canonicalize(context: PassContext) -> None:
+    """Rewrites the graph in a form that shows more, with the same results."""
+    embeddings = context.injection.embeddings
+    make_functional(context.graph, embeddings)
+    write_whole_slices(context.graph)
+    context.slack_buffers = follow_length(context.emit, embeddings)
+    context.flex = lower_flex_to_sdpa(context.emit, embeddings)
+
+
+def analyze(context: PassContext, ended: Any) -> None:
+    """Finds all that is to be known of the graph, and writes nothing.
+
+    Raises:
+        CannotPrune: where something is not known well enough.
+    """
+    embeddings, config = context.injection.embeddings, context.config
+    check_lowered(context.emit.module)
+    decoder = find_decoder(context.graph, embeddings)
     assert decoder is not None
     check_whole(decoder, ended)
-    ranks = find_ranks(decoder)
-    chosen = rule(config)
-    places, remark = place_cuts(decoder, config.cuts, chosen.needs_attention)
-    scored = [None if place.attention is None else scored_attention(place.attention, buffers) for place in places]
-    for place, attention in zip(places, scored, strict=True):
-        if attention is not None:
-            _check_scored(attention, place.cut.layer)
-    capacities = [example(buffer).shape[-2] for buffer in buffers]
-    masked = places[0].attention or next(layer for layer in decoder.layers if layer is not None)
-    is_padding = padding_mask(masked, example(injection.embeddings).shape[1], capacities)
-    rotations = [
-        None if attention is None else find_rotation(decoder, attention, place.hidden)
-        for place, attention in zip(places, scored, strict=True)
-    ]
-    share_heads = [
-        ranks is not None and ranks.share_heads(place.cut.layer, place.hidden, attention, rotation)
-        for place, attention, rotation in zip(places, scored, rotations, strict=True)
-    ]
-    chosen = tried(chosen, places[0].cut.layer, scored[0], places[0].hidden, rotations[0])
-    if chosen.merges:
-        for place in places:
-            check_carries_all(decoder, place, f"selector={name_of(config.selector)!r}")
-    steered = config.segment if config.segment is not None and config.segment.scope == "forward" else None
-    if steered is not None:
-        check_maskable(decoder, places[0].cut.layer)
-    cuts = [place.after for place in places]
-    hoisted, queries, tail = None, None, decoder.tail()
-    layer = decoder.layers[places[0].cut.layer]
-    if config.hoist and layer is not None and not (chosen.merges or steered):
-        hoisted = hoist(places[0], layer, scored_attention(layer, buffers).key)
-    if hoisted is not None:
+    context.decoder, context.ranks, chosen = decoder, find_ranks(decoder), rule(config)
+    sites, context.remark = find_cut_sites(decoder, config.cuts, chosen.needs_attention)
+    masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
+    context.mask = masked.mask
+    context.sites = [_scored(context, site) for site in sites]
+    slack = [example(buffer).shape[-2] for buffer in context.slack_buffers]
+    context.is_padding = padding_mask(masked, example(embeddings).shape[1], slack)
+    first = context.sites[0]
+    context.rule = chosen = tried(chosen, first.cut.layer, first.attention, first.hidden, first.rotation)
+    for site in context.sites if chosen.merges else ():
+        check_carries_all(decoder, site, f"selector={name_of(config.selector)!r}")
+    context.steering = config.segment if config.segment is not None and config.segment.scope == "forward" else None
+    if context.steering is not None:
+        check_maskable(decoder, first.cut.layer)
+
+
+def plan(context: PassContext, may_hoist: bool) -> None:
+    """Proves how each node behind a cut runs on fewer tokens, for the first cut at the input of its layer or behind it.
+
+    Raises:
+        CannotPrune: where that can't be proven.
+        _NotHoisted: where it can't be with the cut at the input; the graph is spoilt then.
+    """
+    graph, decoder, embeddings = context.graph, context.decoder, context.injection.embeddings
+    first = context.sites[0]
+    cuts, tail = [site.after for site in context.sites], decoder.tail()
+    slack = [example(buffer).shape[-2] for buffer in context.slack_buffers]
+    layer = decoder.layers[first.cut.layer]
+    context.hoisted, context.queries = None, None
+    if may_hoist and layer is not None and not (context.rule.merges or context.steering):
+        context.hoisted = hoist(first, layer, scored_attention(layer, context.slack_buffers).key)
+    if context.hoisted is not None:
+        cuts[0] = context.hoisted.entry
         try:
-            cuts[0] = hoisted.entry
-            plans = probe(module.graph, injection.embeddings, cuts, capacities, hoisted.tokenwise, tail)
-            queries = query_module(hoisted, plans)
-        except CannotPrune:
-            hoisted.undo()
-            hoisted, cuts[0] = None, places[0].after
-    if hoisted is None:
-        plans = probe(module.graph, injection.embeddings, cuts, capacities, tail=tail)
-    # From here on the graph is rewritten.
-    shrinker = Shrinker(emit, plans, injection.embeddings, cuts)
-    with emit.before(shrinker.first_reader() if steered is None else first_masked(decoder)):
-        injection = emit_masks(emit, injection)
-        is_visual = emit(visual_mask, *injection.masks)
-        frames = find_frames(injection, rotations[0], config.tokens_per_frame, emit)
-        frame = emit_frames(emit, frames, injection, is_visual)
-    segment = None
-    if steered is not None:
-        segment = emit_segment_mask(emit, decoder, places[0].cut.layer, frame, steered)
+            context.plans = probe(graph, embeddings, cuts, slack, context.hoisted.tokenwise, tail)
+            context.queries = query_module(context.hoisted, context.plans)
+        except CannotPrune as reason:
+            raise _NotHoisted from reason
+    else:
+        context.plans = probe(graph, embeddings, cuts, slack, tail=tail)
+    context.least = least_tokens(context.plans)
+    length = _length_left(context)
+    # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
+    if context.least > 1 and length is not None and bool(length < context.least):
+        raise CannotPrune(too_short(length, context.least))
+
+
+def rewrite(context: PassContext) -> None:
+    """Adds the selection at each cut, and shortens what comes behind it."""
+    emit, hoisted = context.emit, context.hoisted
+    cuts = [site.after for site in context.sites]
+    if hoisted is not None:
+        cuts[0] = hoisted.entry
+    shrinker = Shrinker(emit, context.plans, context.injection.embeddings, cuts)
+    tokens, frame, segment = _emit_tokens(context, shrinker)
     with emit.before(shrinker.first_reader()):
-        sequence = emit.size(injection.embeddings, 1)
-        visual = _visual_tokens(emit, injection)
-        masks = [mask for mask in [masked.mask] if mask is not None]
-        tokens = Tokens(*emit(token_kinds(is_padding), is_visual, frame, *masks, results=5))
+        sequence = emit.size(context.injection.embeddings, 1)
+        visual = _visual_tokens(emit, context.injection)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
-    least = least_tokens(plans)
     scores = None
-    for stage, (place, attention, rotation) in enumerate(zip(places, scored, rotations, strict=True)):
+    for stage, site in enumerate(context.sites):
         with emit.before(shrinker.first_reader()):
-            kept = _kept(emit, place.cut, visual)
-            pruned = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
-            if least > 1 and (length := example(pruned)) is not None and bool(length < least):
-                raise CannotPrune(too_short(length, least))
-            if stage > 0 and attention is not None:
-                attention = scored_attention(as_rewritten(module.graph, attention), buffers)
-            hidden = shrinker.read(place.hidden, stage)
-            chosen_here = emit_selection(
+            kept = _kept(emit, site.cut, visual)
+            length = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
+            chosen = emit_selection(
                 emit,
-                place.cut,
-                attention,
-                hidden,
-                rotation,
+                _rewritten(context, site) if stage else site,
+                shrinker.read(site.hidden, stage),
                 tokens,
-                chosen,
-                pruned,
-                queries if stage == 0 else None,
-                ranks,
-                share_heads[stage],
+                context.rule,
+                length,
+                None if stage else context.queries,
+                context.ranks,
             )
-        tokens = chosen_here.tokens
-        shrinker.enter(chosen_here.positions, pruned, chosen_here.into)
+        tokens = chosen.tokens
+        shrinker.enter(chosen.positions, length, chosen.into)
         if stage == 0:
-            scores, segment = chosen_here.scores, segment or chosen_here.segment
+            scores, segment = chosen.scores, segment or chosen.segment
             if hoisted is not None:
-                hoisted.finish(emit, chosen_here.positions)
+                hoisted.finish(emit, chosen.positions)
     shrinker.finish()
-    told = {
-        "kept": shrinker.stages[-1].original,
-        "scores": scores,
-        "frame": frame,
-        "segment": segment,
-        "text": text,
-    }
-    results = arguments(module.graph.output_node())[0]
-    returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
-    for stage in sorted({each.stage for each in returned} - {len(cuts)}):
-        told[kept_at(stage)] = shrinker.stages[stage - 1].original
-    channels = expression(example(injection.embeddings).shape[2])
-    states = [
-        each.place
-        for each in returned
-        if each.stage == len(cuts) and each.axis == 1 and is_hidden_states(results[each.place])
-        if expression(example(results[each.place]).shape[2]) == channels
-    ]
-    told = {name: node for name, node in told.items() if node is not None}
-    for buffer in moving_buffers(module.graph, buffers):
-        if stage_of_buffer := plans[buffer].stage if buffer in plans else 0:
-            short = shrinker.stages[stage_of_buffer - 1].length
-            with emit.before(module.graph.output_node()):
-                dropped = emit.arithmetic(operator.sub, sequence, short)
-            restore_length(emit, buffer, dropped)
-    kept_positions = [stage.original for stage in shrinker.stages]
-    tell_kept_positions(module.graph, {node: plan.stage for node, plan in plans.items()}, kept_positions)
-    _return_also(module.graph, *told.values())
-    write_back(emit, flex)
-    module.graph.lint()
-    module.recompile()
-    lengths = {
-        "sequence_length": sequence,
-        "visual_tokens": visual,
-        "kept_tokens": kept,
-        "pruned_length": pruned,
-    }
-    cuts_done = tuple(place.cut for place in places)
-    return Pruned(
-        cuts_done,
-        len(decoder.layers),
-        remark,
-        lengths,
-        hoisted is not None,
-        tuple(told),
-        tuple(returned),
-        tuple(states),
-        least,
-    )
+    context.stages = shrinker.stages
+    context.lengths = dict(sequence_length=sequence, visual_tokens=visual, kept_tokens=kept, pruned_length=length)
+    aux = dict(kept=context.stages[-1].original, scores=scores, frame=frame, segment=segment, text=text)
+    context.aux_outputs = {name: node for name, node in aux.items() if node is not None}
 
 
 def too_short(length: int | SymInt, least: int) -> str:
@@ -247,9 +208,23 @@ def too_short(length: int | SymInt, least: int) -> str:
     )
 
 
-def kept_at(stage: int) -> str:
-    """The name by which ``told`` has the positions kept at a stage before the last."""
-    return f"kept_{stage}"
+def _scored(context: PassContext, site: CutSite) -> CutSite:
+    """A site with all that is known of what its tokens are scored by."""
+    attention, rotation, ranks = site.attention, None, context.ranks
+    if attention is not None:
+        attention = scored_attention(attention, context.slack_buffers)
+        _check_scored(attention, site.cut.layer)
+        rotation = find_rotation(context.decoder, attention, site.hidden)
+    share_heads = ranks is not None and ranks.share_heads(site.cut.layer, site.hidden, attention, rotation)
+    return replace(site, attention=attention, rotation=rotation, share_heads=share_heads)
+
+
+def _rewritten(context: PassContext, site: CutSite) -> CutSite:
+    """A site behind another cut, with the arguments that its attention has by now."""
+    if site.attention is None:
+        return site
+    attention = as_rewritten(context.graph, site.attention)
+    return replace(site, attention=scored_attention(attention, context.slack_buffers))
 
 
 def _check_scored(attention: Attention, layer: int) -> None:
@@ -263,17 +238,31 @@ def _check_scored(attention: Attention, layer: int) -> None:
         )
 
 
-def injected_elements(emit: Emitter, injection: Injection) -> int | Node:
-    """How many elements the injected features of all rows have, as a number or a node."""
-    total: int | Node = 0
-    for features in injection.features:
-        elements: int | Node = 1
-        value = example_tensor(features)
-        # Features that another graph injected are an input without an example: as many elements, in one axis.
-        for axis in range(1 if value is None else value.ndim):
-            elements = emit.arithmetic(operator.mul, elements, emit.size(features, axis))
-        total = emit.arithmetic(operator.add, total, elements)
-    return total
+def _length_left(context: PassContext) -> int | SymInt | None:
+    """S' behind the last cut, as the graph was traced; None where another graph injected the features."""
+    visual: Any = visual_tokens(context.injection)
+    if visual is None:
+        return None
+    length: int | SymInt = example(context.injection.embeddings).shape[1] - visual
+    return length + context.sites[-1].cut.kept(visual)
+
+
+def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node, Node | None]:
+    """Adds what tells the kinds of the tokens, their frames, and the segments of the forward pass if it has any."""
+    emit, first = context.emit, context.sites[0]
+    steering = context.steering
+    with emit.before(shrinker.first_reader() if steering is None else first_masked(context.decoder)):
+        injection = emit_masks(emit, context.injection)
+        is_visual = emit(visual_mask, *injection.masks)
+        frames = find_frames(injection, first.rotation, context.config.tokens_per_frame, emit)
+        frame = emit_frames(emit, frames, injection, is_visual)
+    segment = None
+    if steering is not None:
+        segment = emit_segment_mask(emit, context.decoder, first.cut.layer, frame, steering)
+    with emit.before(shrinker.first_reader()):
+        masks = [] if context.mask is None else [context.mask]
+        tokens = Tokens(*emit(token_kinds(context.is_padding), is_visual, frame, *masks, results=5))
+    return tokens, frame, segment
 
 
 def _visual_tokens(emit: Emitter, injection: Injection) -> int | Node:
@@ -293,8 +282,3 @@ def _kept(emit: Emitter, cut: Cut, visual: int | Node) -> int | Node:
 
 def _count_text(is_visual: Tensor, is_padding: Tensor) -> Tensor:
     return (~is_visual & ~is_padding).sum(1)
-
-
-def _return_also(graph: Graph, *nodes: Node) -> None:
-    output = graph.output_node()
-    output.args = ((*arguments(output)[0], *nodes),)

@@ -36,16 +36,32 @@ from .integrations.tracing import TraceAgain, hands_over
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
 from .passes.analysis.frames import emit_frames, find_frames
-from .passes.analysis.injection import Injection, emit_masks, find_injections, find_unknown, injects_into_input
+from .passes.analysis.injection import (
+    Injection,
+    emit_masks,
+    find_injections,
+    find_unknown,
+    injected_elements,
+    injects_into_input,
+    visual_mask,
+)
 from .passes.analysis.modality import KIND, modality_of, only
 from .passes.canonicalize.flex_to_sdpa import make_traceable
+from .passes.context import PruneResult
 from .passes.errors import CannotPrune, SelectorError
 from .passes.fx.emit import Emitter
-from .passes.fx.nodes import arguments, copy_of, example, example_tensor, is_hidden_states, writes_into_inputs
+from .passes.fx.nodes import (
+    arguments,
+    copy_of,
+    copy_with_nodes,
+    example,
+    example_tensor,
+    is_hidden_states,
+    writes_into_inputs,
+)
 from .passes.fx.part import part_of
 from .passes.held_positions import tell_all_positions
-from .passes.pipeline import Pruned, injected_elements, prune, too_short, with_injections
-from .passes.rewrite.selection import visual_mask
+from .passes.pipeline import prune, too_short, with_injections
 from .report import GraphReport
 from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 from .tail import TailGraph
@@ -208,15 +224,15 @@ def _compile_injecting(
     if shown is None:
         shown = with_injections(module)
         _label(shown.graph)
-    copy = copy_of(shown)
     how = _how(config, inputs, later)
     made, place = GraphReport(False, ""), None
     try:
-        injections = _chosen(copy.graph, config)
-        attempts = (prune(copy, injection, config, _ended(module), trace=not later) for injection in injections)
+        injections = _chosen(shown.graph, config)
+        attempts = (prune(shown, injection, config, _ended(module), trace=not later) for injection in injections)
         pruned = next((attempt for attempt in attempts if attempt is not None), None)
         if injections and pruned is None:
-            place = _return_injection(Emitter(copy, trace=not later), injections[-1], config)
+            copy, nodes = copy_with_nodes(shown)
+            place = _return_injection(Emitter(copy, trace=not later), injections[-1].among(nodes), config)
     except Exception as error:
         _decline(report.add(made), config, error)
         return how(module)
@@ -232,8 +248,8 @@ def _compile_injecting(
     _describe(made, pruned, began)
     for name, length in pruned.lengths.items():
         setattr(made, name, str(example(length)) if isinstance(length, Node) else length)
-    _log_graphs(made, module, copy)
-    return _run_pruned(how(copy), made, pruned, config, module, copy)
+    _log_graphs(made, module, pruned.module)
+    return _run_pruned(how(pruned.module), made, pruned, config, module)
 
 
 def _chosen(graph: Graph, config: Config, earlier: Injection | None = None) -> list[Injection]:
@@ -259,20 +275,20 @@ def _how(config: Config, inputs: Sequence[Any], later: bool) -> Callable[[GraphM
 
 
 def _run_pruned(
-    compiled: Compiled, made: GraphReport, pruned: Pruned, config: Config, module: GraphModule, copy: GraphModule
+    compiled: Compiled, made: GraphReport, pruned: PruneResult, config: Config, module: GraphModule
 ) -> PrunedGraph:
-    """The pruned `copy` of a graph, ready to run; for a call that can't be pruned the graph itself, where that may be.
+    """The pruned copy of a graph, ready to run; for a call that can't be pruned the graph itself, where that may be.
 
     A graph that has written into its inputs can't run again: the text of its rows is counted before it runs.
     """
     may_run_unpruned, count_text, unpruned = config.on_skip != "raise", None, None
-    text, length = _text_and_length(copy, pruned)
+    text, length = _text_and_length(pruned)
     if may_run_unpruned and not _is_one_row(text) and writes_into_inputs(module.graph):
-        count_text = part_of(copy, (text, length))
+        count_text = part_of(pruned.module, (text, length))
         may_run_unpruned = count_text is not None
     if may_run_unpruned:
         unpruned = _compile_later(module, functools.partial(_inner, config=config))
-    return PrunedGraph(compiled, made, pruned, (module, copy), count_text, unpruned, config.on_skip == "warn")
+    return PrunedGraph(compiled, made, pruned, (module, pruned.module), count_text, unpruned, config.on_skip == "warn")
 
 
 def _is_one_row(text: Node) -> bool:
@@ -281,10 +297,11 @@ def _is_one_row(text: Node) -> bool:
     return value is not None and isinstance(value.shape[0], int) and value.shape[0] == 1
 
 
-def _text_and_length(copy: GraphModule, pruned: Pruned) -> tuple[Node, int | Node]:
+def _text_and_length(pruned: PruneResult) -> tuple[Node, int | Node]:
     """The text tokens of each row ``[B]``, and S', in a pruned graph."""
-    told = arguments(copy.graph.output_node())[0][-len(pruned.told) :]
-    return told[pruned.told.index("text")], pruned.lengths["pruned_length"]
+    names = pruned.aux_outputs
+    outputs = arguments(pruned.module.graph.output_node())[0][-len(names) :]
+    return outputs[names.index("text")], pruned.lengths["pruned_length"]
 
 
 def _compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
@@ -488,8 +505,8 @@ class LinkedGraph:
         self.report.pruned = True
         self.report.reason = f"an earlier graph injected visual features for this decoder of {pruned.num_layers} layers"
         _describe(self.report, pruned, began)
-        _log_graphs(self.report, self.module, copy)
-        return _run_pruned(self._compile(copy), self.report, pruned, self.config, self.module, copy)
+        _log_graphs(self.report, self.module, pruned.module)
+        return _run_pruned(self._compile(pruned.module), self.report, pruned, self.config, self.module)
 
     def _compile(self, module: GraphModule) -> Compiled:
         return _compile_later(module, functools.partial(_inner, config=self.config))
@@ -505,7 +522,7 @@ class LinkedGraph:
         self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
 
 
-def _describe(made: GraphReport, pruned: Pruned, began: float) -> None:
+def _describe(made: GraphReport, pruned: PruneResult, began: float) -> None:
     """Reports what was done to a graph, since the time `began`."""
     if pruned.remark:
         made.reason = f"{made.reason}; {pruned.remark}"

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from . import report
 from .flops import count_flops
-from .passes.pipeline import Pruned, kept_at
+from .passes.context import PruneResult, kept_at
 from .report import GraphReport
 from .tail import hand_on
 
@@ -104,7 +104,7 @@ class PrunedGraph:
     Attributes:
         compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
         report: that of the graph.
-        pruned: what was done to the graph; ``told`` are the names of the auxiliary outputs.
+        pruned: what was done to the graph; ``aux_outputs`` are the names of the auxiliary outputs.
         graphs: before and after pruning, for those who want to know what they take.
         count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
             where the graph may be run for it.
@@ -115,7 +115,7 @@ class PrunedGraph:
         self,
         compiled: Compiled,
         made: GraphReport,
-        pruned: Pruned,
+        pruned: PruneResult,
         graphs: tuple[GraphModule, GraphModule],
         count_text: Compiled | None,
         run_unpruned: Compiled | None,
@@ -136,7 +136,7 @@ class PrunedGraph:
             text, kept = self.count_text(*args)
             if has_too_much(text, kept):
                 return self._run_unpruned(text, kept, args)
-        results, told = self.compiled(*args), self.pruned.told
+        results, told = self.compiled(*args), self.pruned.aux_outputs
         extra = dict(zip(told, results[-len(told) :], strict=True))
         text, kept = extra.pop("text"), extra["kept"]
         stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..fx.nodes import arguments, example_tensor
@@ -150,3 +151,22 @@ def _value_product(node: Node) -> Node | None:
         if len(through) != 1:
             return None
         node = through[0]
+
+
+def deferred_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    """Stands in a graph for attention of a part of the tokens to all, until the positions of the part are known.
+
+    Args:
+        query: ``[B, H, S', D]``.
+        key: ``[B, Hkv, S, D]``.
+        value: ``[B, Hkv, S, D]``.
+        mask: the rows of the part, broadcastable to ``[B, H, S', S]``; None for causal attention.
+        scale: as that of the fused attention.
+        enable_gqa: as that of the fused attention.
+
+    Returns:
+        An empty tensor ``[B, H, S', D]``.
+    """
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))

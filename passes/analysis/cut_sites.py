@@ -14,24 +14,32 @@ from ..fx.nodes import arguments, example_tensor, is_hidden_states
 from .attention import Attention
 from .decoder import Decoder, find_entering
 from .injection import is_masked_scatter
+from .rope import Rotation
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one cut is made.
+class CutSite:
+    """Where one cut is made, and what its tokens are scored by.
 
-    ``cut`` is the cut with the layer that it is made after. ``attention`` is that layer's, None if it has none
-    (then the rule needs none); ``hidden`` enters the layer, ``after`` is what it hands on: the cut itself.
+    Attributes:
+        cut: the cut, with the layer that it is made after.
+        hidden: what enters that layer, ``[B, S, C]``.
+        after: what the layer hands on, ``[B, S, C]``: the cut itself.
+        attention: the layer's, with the keys of its S tokens; None where the rule needs none.
+        rotation: that of these keys; None without attention.
+        share_heads: whether processes share the heads of the layer.
     """
 
     cut: Cut
-    attention: Attention | None
     hidden: Node
     after: Node
+    attention: Attention | None = None
+    rotation: Rotation | None = None
+    share_heads: bool = False
 
 
-def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[Place], str]:
-    """The places of the cuts that the user asked for, and a remark on those that moved ("" if none did).
+def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[CutSite], str]:
+    """The sites of the cuts that the user asked for, and a remark on those that moved ("" if none did).
 
     A cut moves behind the last layer after which visual features are added to the hidden states again (DeepStack,
     arXiv 2406.04334), to the first layer that has attention (its cache tells later calls how many positions there
@@ -41,7 +49,7 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
         CannotPrune: where no layer is left behind a cut, or two cuts meet.
     """
     again = _last_injection(decoder)
-    places: list[Place] = []
+    sites: list[CutSite] = []
     remarks: list[str] = []
     for cut in asked:
         layer = cut.layer
@@ -64,12 +72,12 @@ def place_cuts(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) ->
                 f"{len(decoder.layers)}. If the model has more, Dynamo cuts it into several graphs and has to be kept "
                 "from that (TORCH_LOGS=graph_breaks shows where); else choose a lower layer"
             )
-        if places and places[-1].cut.layer >= layer:
-            raise CannotPrune(f"the stages at layers {places[-1].cut.layer} and {cut.layer} meet: {'; '.join(remarks)}")
+        if sites and sites[-1].cut.layer >= layer:
+            raise CannotPrune(f"the stages at layers {sites[-1].cut.layer} and {cut.layer} meet: {'; '.join(remarks)}")
         attention = decoder.layers[layer] if needs_attention else None
         hidden, after = (find_entering(decoder, each) for each in (layer, layer + 1))
-        places.append(Place(replace(cut, layer=layer), attention, hidden, after))
-    return places, "; ".join(remarks)
+        sites.append(CutSite(replace(cut, layer=layer), hidden, after, attention))
+    return sites, "; ".join(remarks)
 
 
 def _last_injection(decoder: Decoder) -> int | None:

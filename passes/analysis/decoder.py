@@ -25,6 +25,7 @@ from ..errors import CannotPrune
 from ..fx.nodes import example, example_tensor, is_hidden_states
 from ..fx.sizes import expression
 from .attention import Attention, find_attention
+from .dataflow import data_flow, dominator_chain
 
 # The place of a module in a list of modules, in its path.
 _PLACE = re.compile(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])")
@@ -95,22 +96,6 @@ def holds_decoder(graph: Graph) -> bool:
         return False
 
 
-def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
-    """The nodes that hold data computed from `source`, with an edge from each node to each user.
-
-    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
-    what a node holds isn't told, since the data may go on behind it.
-    """
-    flow = nx.DiGraph()
-    flow.add_node(source)
-    for node in graph.nodes:
-        if "example_value" not in node.meta and node.users and any(parent in flow for parent in node.all_input_nodes):
-            raise CannotPrune(f"the graph has no example value of {node}, through which the features go")
-        if node.op != "output" and node is not source and _holds_tensor(node):
-            flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
-    return flow
-
-
 def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
     """Raises `CannotPrune` for attentions that are there and not seen.
 
@@ -135,11 +120,6 @@ def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
                 f"the decoder attends by {name}, which is not known; load the model with "
                 'attn_implementation="sdpa", "eager" or "flex_attention"'
             )
-
-
-def _holds_tensor(node: Node) -> bool:
-    leaves = torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
-    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
 
 
 def _length(query: Node) -> sympy.Expr | None:
@@ -211,10 +191,10 @@ def find_entering(decoder: Decoder, layer: int) -> Node:
             for node in {parent for node in decoder.inside[0] for parent in node.all_input_nodes}
             if order[node] < first and node in flow and is_hidden_states(node)
             if expression(example(node).shape[2]) == channels
-        ] or _spine(flow, order, (decoder.embeddings,))
+        ] or dominator_chain(flow, order, (decoder.embeddings,))
     else:
         before = decoder.layers[layer - 1]
-        found = _spine(flow, order, decoder.inside[layer - 1] if before is None else (before.output,))
+        found = dominator_chain(flow, order, decoder.inside[layer - 1] if before is None else (before.output,))
     found = [node for node in found if order[node] < first and is_hidden_states(node)]
     if not found:
         raise CannotPrune(
@@ -222,19 +202,6 @@ def find_entering(decoder: Decoder, layer: int) -> Node:
             f"layer {layer}: the residual stream has a form that is not known"
         )
     return max(found, key=order.__getitem__)
-
-
-def _spine(flow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
-    """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
-    root = object()
-    behind = nx.DiGraph(flow.subgraph(set(sources).union(*(nx.descendants(flow, source) for source in sources))))
-    sink = max(behind, key=order.__getitem__)
-    behind.add_edges_from((root, source) for source in sources)
-    parent = nx.immediate_dominators(behind, root)
-    spine = [sink]
-    while parent[spine[-1]] is not root:
-        spine.append(parent[spine[-1]])
-    return spine[::-1]
 
 
 def check_whole(decoder: Decoder, ended: Any) -> None:

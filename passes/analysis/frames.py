@@ -29,8 +29,7 @@ from ...kernels.shift import shifted
 from ..fx.emit import Emitter
 from ..fx.nodes import ancestors, example_tensor
 from ..fx.sizes import expression
-from ..rewrite.selection import visual_mask
-from .injection import Injection
+from .injection import Injection, visual_mask
 from .rope import Rotation
 
 

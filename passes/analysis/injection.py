@@ -17,14 +17,14 @@ these forms, in which `features` are data that don't descend from the embeddings
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import Graph, Node
 
 from ..errors import CannotPrune
@@ -78,6 +78,15 @@ class Injection:
     masks: tuple[Node | Placed, ...]
     features: tuple[Node, ...]
     frame: Node | None = None
+
+    def among(self, copies: Mapping[Node, Node]) -> Injection:
+        """The same injection in a copy of the graph."""
+        masks = (
+            replace(mask, node=copies[mask.node]) if isinstance(mask, Placed) else copies[mask] for mask in self.masks
+        )
+        features = (copies[node] for node in self.features)
+        frame = None if self.frame is None else copies[self.frame]
+        return Injection(copies[self.embeddings], tuple(masks), tuple(features), frame)
 
 
 @dataclass(frozen=True)
@@ -485,3 +494,32 @@ def _between(embeddings: Tensor, start: int, stop: int) -> Tensor:
 
 def _unsqueezed(mask: Tensor) -> Tensor:
     return mask.unsqueeze(-1)
+
+
+def visual_mask(*masks: Tensor) -> Tensor:
+    """Masks of injections, ``[B, S, 1 or C]`` bool each, as one ``[B, S]``."""
+    whole = [mask[..., 0] if mask.shape[-1] == 1 or mask.stride(-1) == 0 else mask.any(-1) for mask in masks]
+    for mask in whole[1:]:
+        whole[0] = whole[0] | mask
+    return whole[0]
+
+
+def injected_elements(emit: Emitter, injection: Injection) -> int | Node:
+    """How many elements the injected features of all rows have, as a number or a node."""
+    total: int | Node = 0
+    for features in injection.features:
+        elements: int | Node = 1
+        value = example_tensor(features)
+        # Features that another graph injected are an input without an example: as many elements, in one axis.
+        for axis in range(1 if value is None else value.ndim):
+            elements = emit.arithmetic(operator.mul, elements, emit.size(features, axis))
+        total = emit.arithmetic(operator.add, total, elements)
+    return total
+
+
+def visual_tokens(injection: Injection) -> int | SymInt | None:
+    """Visual tokens of a row, as the graph was traced; None where another graph injected some of the features."""
+    rows, _, channels = example(injection.embeddings).shape
+    values = [example_tensor(features) for features in injection.features]
+    known = [value.numel() for value in values if value is not None]
+    return sum(known) // (rows * channels) if len(known) == len(values) else None

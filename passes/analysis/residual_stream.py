@@ -19,23 +19,23 @@ from torch.fx import Node
 from ..errors import CannotPrune
 from ..fx.nodes import example, example_tensor, where
 from ..fx.sizes import expression
-from .cut_sites import Place
+from .cut_sites import CutSite
 from .decoder import Decoder
 
 
-def check_carries_all(decoder: Decoder, place: Place, selector: str) -> None:
+def check_carries_all(decoder: Decoder, site: CutSite, selector: str) -> None:
     """Declines where tokens can't be proven to be merged by the mean of them at the cut.
 
     Args:
         decoder: the decoder.
-        place: the cut.
+        site: the cut.
         selector: what merges, for the reason.
 
     Raises:
         CannotPrune: where the cut is not, or may not be, the one residual stream.
     """
-    flow, layer = decoder.flow, place.cut.layer
-    behind = nx.descendants(flow, place.after)
+    flow, layer = decoder.flow, site.cut.layer
+    behind = nx.descendants(flow, site.after)
     begins = decoder.begins(layer + 1)
     early = min(behind, key=decoder.order.__getitem__)
     if decoder.order[early] < begins:
@@ -50,7 +50,7 @@ def check_carries_all(decoder: Decoder, place: Place, selector: str) -> None:
         if not before.isdisjoint(flow.predecessors(node)):
             before.add(node)
     channels = expression(example(decoder.embeddings).shape[2])
-    beside = {parent for node in behind for parent in flow.predecessors(node)} - behind - {place.after}
+    beside = {parent for node in behind for parent in flow.predecessors(node)} - behind - {site.after}
     for node in sorted(beside, key=decoder.order.__getitem__):
         if node in before or _may_be_states(node, channels):
             raise CannotPrune(

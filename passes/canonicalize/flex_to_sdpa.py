@@ -39,8 +39,8 @@ class Flex:
     mask: Node
 
 
-def read_as_fused(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
-    """Rewrites the flex_attentions of a graph that have a mask.
+def lower_flex_to_sdpa(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
+    """Rewrites the flex_attentions of a graph that have a mask; those of `check_lowered` stay.
 
     Args:
         emit: for the graph.
@@ -48,18 +48,13 @@ def read_as_fused(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
 
     Returns:
         The fused attention ``[B, H, Sq, D]`` that stands for each.
-
-    Raises:
-        CannotPrune: where a mask differs between heads, where scores are changed by position, or where more than
-            the output is read.
     """
     found: dict[Node, Flex] = {}
     masks: dict[Any, Node] = {}
     for node in emit.graph.find_nodes(op="call_function", target=flex_attention):
-        if not sees_in_order(node):
+        if not sees_in_order(node) or _why_not(emit.module, node) is not None:
             continue
         query, key, value, _, (*blocks, mask_fn), scale, _, _, buffers = given = arguments(node)
-        _check(emit.module, node)
         mask_module = _submodule(emit.module, mask_fn)
         with emit.before(node):
             same = (mask_module.code, tuple(buffers), blocks[0], blocks[1])
@@ -80,8 +75,8 @@ def read_as_fused(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
     return found
 
 
-def write_back(emit: Emitter, found: dict[Node, Flex]) -> None:
-    """Turns the fused attentions of `read_as_fused` into flex_attention again."""
+def restore_flex(emit: Emitter, found: dict[Node, Flex]) -> None:
+    """Turns the fused attentions of `lower_flex_to_sdpa` into flex_attention again."""
     made: dict[Node, tuple[Any, ...]] = {}
     for fused, flex in found.items():
         _, _, _, score_mod, block_mask, scale, options, score_buffers, buffers = flex.arguments
@@ -109,21 +104,34 @@ def make_traceable(module: GraphModule) -> None:
     module.recompile()
 
 
-def _check(module: GraphModule, node: Node) -> None:
+def check_lowered(module: GraphModule) -> None:
+    """Declines a flex_attention that could not be lowered.
+
+    Raises:
+        CannotPrune: where a mask differs between heads, where scores are changed by position, or where more than
+            the output is read.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=flex_attention):
+        if sees_in_order(node) and (reason := _why_not(module, node)) is not None:
+            raise CannotPrune(reason)
+
+
+def _why_not(module: GraphModule, node: Node) -> str | None:
     score_mod, mask_fn = (_submodule(module, each) for each in (arguments(node)[3], arguments(node)[4][-1]))
     _, _, _, query_position, key_position = score_mod.graph.find_nodes(op="placeholder")[:5]
     if query_position.users or key_position.users:
-        raise CannotPrune(
+        return (
             "flex_attention changes scores by position, which is not known to be right for fewer tokens; load the "
             'model with attn_implementation="sdpa"'
         )
     if mask_fn.graph.find_nodes(op="placeholder")[1].users:
-        raise CannotPrune('the block mask differs between heads; load the model with attn_implementation="sdpa"')
+        return 'the block mask differs between heads; load the model with attn_implementation="sdpa"'
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
-        raise CannotPrune(
+        return (
             "more is read of flex_attention than its output, such as the log-sum-exp of its scores; load the model "
             'with attn_implementation="sdpa"'
         )
+    return None
 
 
 def _submodule(module: GraphModule, node: Node) -> GraphModule:

@@ -175,8 +175,13 @@ def where(node: Node) -> str:
 
 def copy_of(module: GraphModule) -> GraphModule:
     """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
-    graph = Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+    return copy_with_nodes(module)[0]
+
+
+def copy_with_nodes(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
+    """A copy to rewrite, and the copies of its nodes."""
+    graph, nodes = Graph(), dict[Node, Node]()
+    graph.output(graph.graph_copy(module.graph, nodes))
     copy = GraphModule(module, graph)
     copy.meta = dict(module.meta)
-    return copy
+    return copy, nodes

@@ -12,9 +12,7 @@ No hand-written pruning does this, since a model's code computes q, k and v in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,30 +20,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from ..analysis.attention import Attention, is_sdpa, sdpa_arguments
-from ..analysis.cut_sites import Place
+from ..analysis.attention import Attention, deferred_attention, is_sdpa, sdpa_arguments
+from ..analysis.cut_sites import CutSite
+from ..analysis.dataflow import reached_from
 from ..fx.emit import Emitter
 from ..fx.nodes import example, writes_into_first
 from ..fx.sizes import expression
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, enable_gqa: bool
-) -> Tensor:
-    """Stands in a graph for attention of a part of the tokens to all, until the positions of the part are known.
-
-    Args:
-        query: ``[B, H, S', D]``.
-        key: ``[B, Hkv, S, D]``.
-        value: ``[B, Hkv, S, D]``.
-        mask: the rows of the part, broadcastable to ``[B, H, S', S]``; None for causal attention.
-        scale: as that of the fused attention.
-        enable_gqa: as that of the fused attention.
-
-    Returns:
-        An empty tensor ``[B, H, S', D]``.
-    """
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -62,16 +42,6 @@ class Hoisted:
     query: Node
     tokenwise: frozenset[Node]
     _attention: Node
-    _copies: dict[Node, Node]
-    _before: tuple[Any, Any, Any]
-
-    def undo(self) -> None:
-        """Writes the layer as it was."""
-        node = self._attention
-        node.target, node.args, node.kwargs = self._before
-        for original, copy in reversed([(self.hidden, self.entry), *self._copies.items()]):
-            copy.replace_all_uses_with(original)
-            node.graph.erase_node(copy)
 
     def finish(self, emit: Emitter, positions: Node) -> None:
         """Writes the attention of the tokens at `positions` ``[B, S']``, once all else is rewritten."""
@@ -86,15 +56,15 @@ class Hoisted:
         node.graph.erase_node(self.entry)
 
 
-def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
-    """Moves the cut of a place to the input of its layer.
+def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
+    """Moves the cut of a site to the input of its layer.
 
     What the layer's own keys, values and mask are computed from stays at full length. What both they and the rest of
     the layer read (the norm in front of the projections) is copied for the rest. The nodes that then run on fewer
     tokens are moved behind the keys and values, from which the selection is made.
 
     Args:
-        place: where the cut is, in a graph that is changed.
+        site: where the cut is, in a graph that is changed: a copy, to be dropped if the plan declines it.
         layer: the attention of the layer, whether or not it is scored.
         keys: its keys, without the room of a static cache.
 
@@ -109,21 +79,20 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     if given.get("dropout_p"):
         return None
-    graph, hidden = attention.graph, place.hidden
-    below = _reached([hidden], lambda node: node.users)
-    above = _reached([place.after], lambda node: node.all_input_nodes)
+    graph, hidden = attention.graph, site.hidden
+    below = reached_from([hidden], lambda node: node.users)
+    above = reached_from([site.after], lambda node: node.all_input_nodes)
     read = [node for node in (key, value, mask) if node is not None]
-    front = below & _reached(read, lambda node: node.all_input_nodes)
+    front = below & reached_from(read, lambda node: node.all_input_nodes)
     between = (below & above) - front
     rest = [node for node in graph.nodes if node in between]
-    behind = _reached([place.after], lambda node: node.users) | between
+    behind = reached_from([site.after], lambda node: node.users) | between
     if query not in between or any(user.op == "output" or user not in behind for node in rest for user in node.users):
         return None
     # What is copied must not be changed by others later on.
     if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
         return None
-    before = attention.target, attention.args, attention.kwargs
-    attention.target = attend
+    attention.target = deferred_attention
     attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}
     order = list(graph.nodes)
     for node in order[: order.index(attention)]:
@@ -153,7 +122,7 @@ def hoist(place: Place, layer: Attention, keys: Node) -> Hoisted | None:
         if node is not attention:
             node.args, node.kwargs = map_arg(node.args, of_kept), map_arg(node.kwargs, of_kept)
     tokenwise = frozenset([*rest, *copies.values()])
-    return Hoisted(entry, hidden, query, tokenwise, attention, copies, before)
+    return Hoisted(entry, hidden, query, tokenwise, attention)
 
 
 def _enter(hidden: Tensor) -> Tensor:
@@ -163,15 +132,3 @@ def _enter(hidden: Tensor) -> Tensor:
 def _causal_rows(positions: Tensor, key: Tensor) -> Tensor:
     """``[B, 1, S', S]`` bool: the rows of a causal mask."""
     return positions[:, None, :, None] >= torch.arange(key.shape[2], device=key.device)
-
-
-def _reached(starts: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """All nodes that lead on from `starts` by `step`, these included."""
-    reached: set[Node] = set()
-    waiting = list(starts)
-    while waiting:
-        node = waiting.pop()
-        if node not in reached:
-            reached.add(node)
-            waiting.extend(step(node))
-    return reached

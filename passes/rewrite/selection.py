@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
-from ...config import Cut
-from ...kernels.attention_rows import may_see
-from ...kernels.keep import keep_counts, keep_positions, leading
+from ...kernels.keep import keep_counts, keep_positions
 from ...selectors import Context, Rule
 from ...selectors.context import among
 from ..analysis.attention import Attention
+from ..analysis.cut_sites import CutSite
 from ..analysis.rope import Rotation, rotation_module
 from ..analysis.selector_functions import named, on_copies, try_selector
 from ..analysis.tensor_parallel import Ranks
-from ..errors import CannotPrune, SelectorError
+from ..errors import SelectorError
 from ..fx.emit import Emitter
-from ..fx.nodes import example, example_tensor, stand_in
-from ..fx.sizes import expression
+from ..fx.nodes import example, stand_in
 
 
 @dataclass(frozen=True)
@@ -67,61 +65,6 @@ class Selection:
     segment: Node | None
 
 
-def padding_mask(
-    attention: Attention, length: int | SymInt, capacities: Collection[int | SymInt] = ()
-) -> Callable[..., Tensor]:
-    """A function that finds padding ``[B, S]`` from ``(is_visual, mask)``; `mask` is absent if there is none.
-
-    A position is padding if its own query may not see it: every causal, sliding or two-way mask lets a
-    token see itself, unless it is padding. The mask may have more columns than S: one of `capacities`.
-
-    Raises:
-        CannotPrune: where the mask has no row for each query.
-    """
-    mask = None if attention.mask is None else example_tensor(attention.mask)
-    if mask is None:
-        return torch.zeros_like
-    rows, columns = (expression(size) for size in mask.shape[-2:])
-    widths = [expression(size) for size in (length, *capacities)]
-    if mask.ndim != 4 or columns not in widths or rows not in (widths[0], 1):
-        raise CannotPrune(
-            f"the attention mask has shape {[str(size) for size in mask.shape]}, [B, 1, S, S] was expected with "
-            f"S = {length}: a cache that holds tokens already, or a preallocated (static) one that was made before "
-            "this call, or another kind of mask; start with an empty cache"
-        )
-    has_rows = rows == widths[0]
-
-    def is_padding(is_visual: Tensor, mask: Tensor) -> Tensor:
-        visible = may_see(mask)[:, 0]
-        own = visible.diagonal(dim1=-2, dim2=-1) if has_rows else visible[:, 0, : is_visual.shape[1]]
-        return ~own.expand_as(is_visual)
-
-    return is_padding
-
-
-def token_kinds(is_padding: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """A function that makes the tensors of `Tokens` from ``(is_visual, frame, mask)``.
-
-    Args:
-        is_padding: what `padding_mask` returns.
-    """
-
-    def kinds(is_visual: Tensor, frame: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
-        padding = is_padding(is_visual, *masks)
-        visual = is_visual & ~padding
-        return visual, padding, leading(padding), frame.where(visual, -1), visual.sum(1)
-
-    return kinds
-
-
-def visual_mask(*masks: Tensor) -> Tensor:
-    """Masks of injections, ``[B, S, 1 or C]`` bool each, as one ``[B, S]``."""
-    whole = [mask[..., 0] if mask.shape[-1] == 1 or mask.stride(-1) == 0 else mask.any(-1) for mask in masks]
-    for mask in whole[1:]:
-        whole[0] = whole[0] | mask
-    return whole[0]
-
-
 def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> Rule:
     """A user's function as a rule that the passes can rely on; a rule of ours as it is.
 
@@ -157,33 +100,27 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
 
 def emit_selection(
     emit: Emitter,
-    cut: Cut,
-    attention: Attention | None,
+    site: CutSite,
     hidden: Node,
-    rotation: Rotation | None,
     tokens: Tokens,
     rule: Rule,
     kept: int | Node,
     queries: tuple[GraphModule, list[Node]] | None = None,
     ranks: Ranks | None = None,
-    share_heads: bool = False,
 ) -> Selection:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
         emit: adds traced functions to the graph.
-        cut: the scoring layer, and the share of the visual tokens that is kept.
-        attention: that of the scoring layer, as the graph has it now; None where the rule needs none.
-        hidden: what enters the layer, ``[B, S, C]``.
-        rotation: that of the layer's keys, None without attention.
+        site: the scoring layer as the graph has it now, and the share of the visual tokens that is kept.
+        hidden: what enters the layer by now, ``[B, S, C]``.
         tokens: the kinds of the layer's tokens.
         rule: the selection rule, as `tried` gives it.
         kept: how many tokens a row keeps, a number or the node of one.
         queries: the function of `lazy_queries` and its inputs, where the layer does not compute all queries.
         ranks: those that share the work, None where there are no others.
-        share_heads: whether they share the heads of the layer.
     """
-    rotate, state, rotation_inputs = _layer_state(attention, rotation)
+    rotate, state, rotation_inputs = _layer_state(site.attention, site.rotation)
     merging = bool(rule.merges)
     score = named(rule.score) if emit.trace else rule.score
     asked, query_inputs = queries or (None, [])
@@ -204,13 +141,13 @@ def emit_selection(
         constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
         inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
         with torch.no_grad():
-            kinds = is_visual, is_padding, is_leading, cut.kept(visual)
+            kinds = is_visual, is_padding, is_leading, site.cut.kept(visual)
             budget, *_ = keep_counts(*kinds, kept)
             told = is_visual, is_padding, frame
-            context = _context(cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
+            context = _context(site.cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
-            if ranks is not None and share_heads:
+            if ranks is not None and site.share_heads:
                 context = _with_all_heads(context, ranks)
             scores, into = _checked(score(context, *constants), is_visual)
             if (into is not None) != merging:

@@ -41,7 +41,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..analysis.attention import is_sdpa, sdpa_arguments
+from ..analysis.attention import deferred_attention, is_sdpa, sdpa_arguments
 from ..errors import CannotPrune
 from ..fx.nodes import (
     example,
@@ -57,7 +57,6 @@ from ..fx.nodes import (
 )
 from ..fx.sizes import expression, hint
 from ..fx.tensor_subclasses import is_wrapper, kind_of, plain_tensors
-from ..rewrite.early_gather import attend
 from .op_rules import WRITES_INTO_OLDER, AtPositions, Axis, Marks, Refused, TokenRules
 from .sequence_functions import SEQUENCE_FUNCTIONS
 
@@ -392,7 +391,7 @@ class _Probe:
         ]
         with torch.no_grad(), self.mode, _quiet():
             alone = node in self.tokenwise
-            if node.target is attend:
+            if node.target is deferred_attention:
                 self._check_attend(*args)
                 result = run(node, args, kwargs)
             elif is_sdpa(node) or node.target in SEQUENCE_FUNCTIONS:

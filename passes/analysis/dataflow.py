@@ -1,0 +1,57 @@
+"""The flow of data through a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import networkx as nx
+import torch
+from torch.fx import Graph, Node
+
+from ..errors import CannotPrune
+
+
+def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
+    """The nodes that hold data computed from `source`, with an edge from each node to each user.
+
+    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
+    what a node holds isn't told, since the data may go on behind it.
+    """
+    flow = nx.DiGraph()
+    flow.add_node(source)
+    for node in graph.nodes:
+        if "example_value" not in node.meta and node.users and any(parent in flow for parent in node.all_input_nodes):
+            raise CannotPrune(f"the graph has no example value of {node}, through which the features go")
+        if node.op != "output" and node is not source and _holds_tensor(node):
+            flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
+    return flow
+
+
+def dominator_chain(flow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
+    """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
+    root = object()
+    behind = nx.DiGraph(flow.subgraph(set(sources).union(*(nx.descendants(flow, source) for source in sources))))
+    sink = max(behind, key=order.__getitem__)
+    behind.add_edges_from((root, source) for source in sources)
+    parent = nx.immediate_dominators(behind, root)
+    spine = [sink]
+    while parent[spine[-1]] is not root:
+        spine.append(parent[spine[-1]])
+    return spine[::-1]
+
+
+def reached_from(starts: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes that lead on from `starts` by `step`, these included."""
+    reached: set[Node] = set()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting.extend(step(node))
+    return reached
+
+
+def _holds_tensor(node: Node) -> bool:
+    leaves = torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)

@@ -1,0 +1,121 @@
+"""What is known of one graph, from one phase of the pipeline to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from ..config import Config, Cut
+from ..parts import Segment
+from ..selectors import Rule
+from .analysis.cut_sites import CutSite
+from .analysis.decoder import Decoder
+from .analysis.injection import Injection
+from .analysis.tensor_parallel import Ranks
+from .canonicalize.flex_to_sdpa import Flex
+from .fx.emit import Emitter
+from .rewrite.early_gather import Hoisted
+from .rewrite.shrink import Stage
+from .token_dim.solver import Plans, Returned
+
+
+@dataclass
+class PassContext:
+    """One attempt to prune a graph, in a copy of its own.
+
+    Each phase fills its part, and reads the parts of those before.
+
+    Attributes:
+        emit: adds nodes to the copy.
+        injection: where the visual features are.
+        config: the options.
+
+        slack_buffers: canonicalize: the padded keys and values of static caches, with what is padded.
+        flex: canonicalize: the fused attentions that stand for flex_attention.
+
+        decoder: analyze: the layers.
+        ranks: analyze: the processes that share the work; None where one does it all.
+        rule: analyze: the selection rule.
+        sites: analyze: where the cuts are made, in order.
+        remark: analyze: why a cut is not where it was asked for; "" if all are.
+        mask: analyze: the attention mask that shows padding; None where all tokens see each other in order.
+        is_padding: analyze: finds padding ``[B, S]`` from the visual tokens and `mask`.
+        steering: analyze: the segments that the forward pass up to the first cut is masked by; None without.
+
+        hoisted: plan: the scoring layer whose cut was moved to its input; None where it stays.
+        plans: plan: how each node behind a cut runs on fewer tokens.
+        queries: plan: the queries of the hoisted layer as a function of positions, and its inputs.
+        least: plan: the fewest tokens that may be left of a row.
+
+        stages: rewrite: the kept tokens behind each cut.
+        lengths: rewrite: by the names of a report; numbers, or the nodes of symbolic ones.
+        aux_outputs: rewrite: what the graph returns beside its own results, by name.
+    """
+
+    emit: Emitter
+    injection: Injection
+    config: Config
+
+    slack_buffers: dict[Node, Node] = field(init=False)
+    flex: dict[Node, Flex] = field(init=False)
+
+    decoder: Decoder = field(init=False)
+    ranks: Ranks | None = field(init=False)
+    rule: Rule = field(init=False)
+    sites: list[CutSite] = field(init=False)
+    remark: str = field(init=False)
+    mask: Node | None = field(init=False)
+    is_padding: Callable[..., Tensor] = field(init=False)
+    steering: Segment | None = field(init=False)
+
+    hoisted: Hoisted | None = field(init=False)
+    plans: Plans = field(init=False)
+    queries: tuple[GraphModule, list[Node]] | None = field(init=False)
+    least: int = field(init=False)
+
+    stages: list[Stage] = field(init=False)
+    lengths: dict[str, int | Node] = field(init=False)
+    aux_outputs: dict[str, Node] = field(init=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that is analysed and rewritten."""
+        return self.emit.graph
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned graph, and what was done to it.
+
+    Attributes:
+        module: the pruned copy; it returns the auxiliary outputs too, at the end.
+        cuts: the layers and shares as they were done.
+        num_layers: how many layers the decoder has.
+        remark: why a cut is not where it was asked for; "" if all are.
+        lengths: by the names of a report: numbers, or the nodes of symbolic ones.
+        hoisted: whether the first cut is at the input of its layer, for all but keys and values.
+        aux_outputs: the names of the auxiliary outputs: those that a report has by these names, and ``text``, the
+            number of text tokens of each row, ``[B]`` int64.
+        returned: those of the graph's own results that are shortened.
+        states: the places of those that are hidden states ``[B, S', C]`` behind the last cut.
+        least: the fewest tokens that may be left of a row.
+    """
+
+    module: GraphModule
+    cuts: tuple[Cut, ...]
+    num_layers: int
+    remark: str
+    lengths: dict[str, int | Node]
+    hoisted: bool
+    aux_outputs: tuple[str, ...]
+    returned: tuple[Returned, ...]
+    states: tuple[int, ...]
+    least: int
+
+
+def kept_at(stage: int) -> str:
+    """The name of the auxiliary output that has the positions kept at a stage before the last."""
+    return f"kept_{stage}"

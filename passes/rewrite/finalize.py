@@ -1,0 +1,66 @@
+"""The end of a rewritten graph: what it returns, and the shapes that its nodes have now."""
+
+from __future__ import annotations
+
+import operator
+
+from torch.fx import Node
+
+from ..canonicalize.flex_to_sdpa import restore_flex
+from ..canonicalize.static_cache import moving_buffers, restore_length
+from ..context import PassContext, PruneResult, kept_at
+from ..fx.nodes import arguments, example, is_hidden_states
+from ..fx.sizes import expression
+from ..held_positions import tell_kept_positions
+from ..token_dim.solver import Returned
+
+
+def finalize(context: PassContext) -> PruneResult:
+    """Completes the pruned graph of a context."""
+    graph, plans, stages = context.graph, context.plans, context.stages
+    results = arguments(graph.output_node())[0]
+    returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
+    states = _last_states(context, results, returned)
+    for stage in sorted({each.stage for each in returned} - {len(stages)}):
+        context.aux_outputs[kept_at(stage)] = stages[stage - 1].original
+    _restore_windows(context)
+    tell_kept_positions(graph, {node: plan.stage for node, plan in plans.items()}, [each.original for each in stages])
+    output = graph.output_node()
+    output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
+    restore_flex(context.emit, context.flex)
+    graph.lint()
+    context.emit.module.recompile()
+    return PruneResult(
+        context.emit.module,
+        tuple(site.cut for site in context.sites),
+        len(context.decoder.layers),
+        context.remark,
+        context.lengths,
+        context.hoisted is not None,
+        tuple(context.aux_outputs),
+        tuple(returned),
+        states,
+        context.least,
+    )
+
+
+def _last_states(context: PassContext, results: tuple[Node, ...], returned: list[Returned]) -> tuple[int, ...]:
+    """The places of hidden states ``[B, S', C]`` behind the last cut among the results of a graph."""
+    channels = expression(example(context.injection.embeddings).shape[2])
+    return tuple(
+        each.place
+        for each in returned
+        if each.stage == len(context.stages) and each.axis == 1 and is_hidden_states(results[each.place])
+        if expression(example(results[each.place]).shape[2]) == channels
+    )
+
+
+def _restore_windows(context: PassContext) -> None:
+    """Hands the buffers of sliding windows back as long as they were."""
+    for buffer in moving_buffers(context.graph, context.slack_buffers):
+        stage = context.plans[buffer].stage if buffer in context.plans else 0
+        if stage:
+            with context.emit.before(context.graph.output_node()):
+                sequence, short = context.lengths["sequence_length"], context.stages[stage - 1].length
+                dropped = context.emit.arithmetic(operator.sub, sequence, short)
+            restore_length(context.emit, buffer, dropped)
