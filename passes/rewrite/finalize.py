@@ -10,14 +10,16 @@ from ..canonicalize.flex_to_sdpa import restore_flex
 from ..canonicalize.static_cache import moving_buffers, restore_length
 from ..context import PassContext, PruneResult, kept_at
 from ..fx.nodes import arguments, example, is_hidden_states
-from ..fx.sizes import expression
+from ..fx.sizes import expression, hint
 from ..held_positions import tell_kept_positions
 from ..token_dim.solver import Returned
+from .metadata import check_shapes, forget, refresh
 
 
 def finalize(context: PassContext) -> PruneResult:
     """Completes the pruned graph of a context."""
     graph, plans, stages = context.graph, context.plans, context.stages
+    _tell_shapes(context)
     results = arguments(graph.output_node())[0]
     returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
     states = _last_states(context, results, returned)
@@ -42,6 +44,19 @@ def finalize(context: PassContext) -> PruneResult:
         states,
         context.least,
     )
+
+
+def _tell_shapes(context: PassContext) -> None:
+    """Gives the nodes behind the cuts the example values that they have by now.
+
+    Where Dynamo will trace the graph again, lengths are not known yet: these nodes have none then.
+    """
+    if not context.emit.trace:
+        forget(context.plans)
+        return
+    refresh(context.plans)
+    rows = hint(example(context.injection.embeddings).shape[0])
+    check_shapes(context.plans, [hint(example(stage.length)) for stage in context.stages], rows)
 
 
 def _last_states(context: PassContext, results: tuple[Node, ...], returned: list[Returned]) -> tuple[int, ...]:

@@ -17,8 +17,9 @@ from ...kernels.gather import gather_tokens
 from ...kernels.gather_together import gather_together
 from ...kernels.merge import merge_tokens
 from ..fx.emit import Emitter
-from ..fx.nodes import example, example_tensor, fake_mode, leaves_of, on_fakes, run, with_leaves
+from ..fx.nodes import example_tensor, fake_mode, leaves_of, with_leaves
 from ..token_dim.solver import Expand, Gather, Length, NodePlan, Recount, Repair
+from .metadata import rerun
 
 
 @dataclass
@@ -121,10 +122,7 @@ class Shrinker:
         node.args, node.kwargs = with_leaves(node, leaves)
         if self.emit.trace and 0 < plan.stage < len(self.cuts):
             # The selection of the next stage is traced with what this node holds now.
-            values = [example(leaf) for leaf in leaves]
-            args, kwargs = with_leaves(node, values)
-            with on_fakes(values):
-                node.meta["example_value"] = run(node, args, kwargs)
+            node.meta["example_value"] = rerun(node)
 
     def _repaired(self, leaf: object, repair: Repair, stage: int) -> object:
         if isinstance(repair, Length):

@@ -1,0 +1,106 @@
+"""The example values of a rewritten graph: as short as its tensors are, and as the plan promised."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import SymFloat, SymInt, Tensor
+from torch.fx import Node
+
+from ..fx.nodes import example, leaves_of, on_fakes, run, where, with_leaves, writes_into_first
+from ..fx.sizes import hint
+from ..fx.tensor_subclasses import is_wrapper
+from ..token_dim.op_rules import Marks
+from ..token_dim.solver import Plans
+
+log = logging.getLogger(__name__)
+
+
+def refresh(plans: Plans) -> None:
+    """Gives the nodes behind a cut the values that they have by now.
+
+    A node whose operator can't be run on fake tensors, or that reads from one, has no value afterwards.
+    """
+    known: dict[Any, Any] = {}
+    for node in plans:
+        leaves = leaves_of(node)
+        values = [example(leaf) for leaf in leaves]
+        value = None
+        if all(value is not None or not isinstance(leaf, Node) for leaf, value in zip(leaves, values, strict=True)):
+            # Layers repeat: what calls the same on values that look the same shares its value.
+            key = _key(node, values)
+            try:
+                value = rerun(node) if known.get(key) is None else known[key]
+            except Exception as error:
+                log.debug("no example value for %s: %s", where(node), error)
+            if key is not None:
+                known[key] = value
+        if value is None:
+            node.meta.pop("example_value", None)
+        else:
+            node.meta["example_value"] = value
+
+
+def _key(node: Node, values: Sequence[Any]) -> Any:
+    """All that the value of a node may depend on; None where it depends on more, or changes what it is given."""
+    if writes_into_first(node) or any(isinstance(value, Tensor) and is_wrapper(value) for value in values):
+        return None
+    try:
+        key = node.op, node.target, str(with_leaves(node, [None] * len(values))), tuple(map(_look, values))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _look(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        layout = (*map(_look, value.shape), *map(_look, value.stride()))
+        return value.ndim, layout, value.dtype, value.device, value.requires_grad
+    return value.node.expr if isinstance(value, SymInt | SymFloat) else (type(value), value)
+
+
+def forget(plans: Plans) -> None:
+    """Takes the values of the nodes behind a cut, which are those of the full length."""
+    for node in plans:
+        node.meta.pop("example_value", None)
+
+
+def rerun(node: Node) -> object:
+    """What a node gives for the example values of its arguments; no guard comes of it."""
+    values = [example(leaf) for leaf in leaves_of(node)]
+    with on_fakes(values) as mode:
+        quiet = contextlib.nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+        with quiet:
+            return run(node, *with_leaves(node, values))
+
+
+def check_shapes(plans: Plans, lengths: Sequence[int], rows: int) -> None:
+    """Checks that each node behind a cut has the shape that its plan promised, and so nothing of the full length.
+
+    Args:
+        plans: those of a rewritten graph, whose example values were refreshed.
+        lengths: how many tokens there are behind each cut, as the graph was traced.
+        rows: B, as the graph was traced.
+
+    Raises:
+        AssertionError: for a node of another shape, a fault of the passes.
+    """
+    for node, plan in plans.items():
+        value = example(node)
+        if plan.shape is None or not isinstance(value, Tensor):
+            continue
+        promised = tuple(_size(size, plans.marks, lengths, rows) for size in plan.shape)
+        actual = tuple(hint(size) for size in value.shape)
+        assert actual == promised, f"{where(node)} has the shape {list(actual)}, planned was {list(promised)}"
+
+
+def _size(size: int, marks: Marks, lengths: Sequence[int], rows: int) -> int:
+    """The size that stands for one with which a node was probed."""
+    axis = marks.read(size)
+    tokens = 1 if axis.tokens is None else lengths[marks.tokens.index(axis.tokens)] + axis.room
+    return math.prod((axis.copies, tokens, rows if axis.rows else 1))

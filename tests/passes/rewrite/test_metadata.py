@@ -1,0 +1,74 @@
+"""A pruned graph's nodes say the shapes that they have."""
+
+import pytest
+import torch
+from sharp_compile.passes.fx.nodes import example
+from sharp_compile.passes.fx.sizes import hint
+from sharp_compile.passes.rewrite.metadata import check_shapes
+from sharp_compile.passes.token_dim.op_rules import Marks
+from sharp_compile.passes.token_dim.solver import NodePlan, Plans
+from torch.fx import Graph, Interpreter
+
+from tests.test_linked_graphs import Broken
+from tests.toy import Toy, toy_inputs
+
+CUTS = [{"layer": 1, "retention": 0.25}, {"stages": [(0, 0.5), (2, 0.25)]}, {"layer": 0, "hoist": False}]
+
+
+class Shapes(Interpreter):
+    """Runs a graph, and compares each tensor with the example value of its node."""
+
+    seen = 0
+
+    def run_node(self, n):
+        result = super().run_node(n)
+        value = example(n)
+        if isinstance(result, torch.Tensor) and isinstance(value, torch.Tensor):
+            assert tuple(result.shape) == tuple(map(hint, value.shape)), n.format_node()
+            assert result.dtype == value.dtype
+            self.seen += 1
+        return result
+
+
+def graphs_and_inputs(model, dynamic=None, **options):
+    """What the inner backend was given, with the inputs of a run."""
+    found = []
+
+    def inner(module, example_inputs):
+        def run(*args):
+            found.append((module, args))
+            return module.forward(*args)
+
+        return run
+
+    options = {"inner": inner, "on_skip": "raise", "selector": "fastv"} | options
+    with torch.no_grad():
+        torch.compile(model, backend="sharp", options=options, dynamic=dynamic)(**toy_inputs(rows=2, pad=[0, 3]))
+    return found
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("cut", CUTS, ids=["one cut", "stages", "behind its layer"])
+def test_shapes_are_those_of_a_run(cut, dynamic):
+    ((module, inputs),) = graphs_and_inputs(Toy(layers=5), dynamic, **cut)
+    shapes = Shapes(module)
+    shapes.run(*inputs)
+    assert shapes.seen > 100
+
+
+def test_a_graph_that_is_traced_again_says_nothing_of_the_full_length():
+    """It is traced with the lengths of a call, which no example value of the first graph shows."""
+    for module, inputs in graphs_and_inputs(Broken(layers=5)):
+        Shapes(module).run(*inputs)
+
+
+def test_another_shape_than_planned_is_a_fault():
+    graph, marks = Graph(), Marks((10007,), None, 9)
+    node = graph.placeholder("hidden")
+    plans = Plans(marks)
+    plans[node] = NodePlan(1, (), (1, 10007, 16))
+    node.meta["example_value"] = torch.empty(1, 4, 16)
+    check_shapes(plans, [4], 1)
+    node.meta["example_value"] = torch.empty(1, 9, 16)
+    with pytest.raises(AssertionError, match=r"\[1, 9, 16\], planned was \[1, 4, 16\]"):
+        check_shapes(plans, [4], 1)
