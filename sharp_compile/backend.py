@@ -31,7 +31,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from . import dynamo_messages, recompilation, report, said
 from .config import Config
-from .integrations import dynamo, transformers
+from .integrations import dynamo, ours, transformers
 from .integrations.tracing import TraceAgain, hands_over
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
@@ -616,4 +616,5 @@ def _for_dynamo(error: Exception) -> Exception:
 
 
 # What is compiled with this backend, by whatever door, is to reach it.
+ours.register(sharp, setting_of)
 dynamo.install(sharp)

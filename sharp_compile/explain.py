@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from . import report
 from .report import GraphReport
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Explanation:
 
     def table(self) -> Table:
         """The same facts for people."""
+        from rich.table import Table
+
         table = Table(title="sharp_compile: what became of each graph")
         for column in ("graph", "pruned after layer", "sequence", "visual tokens", "why"):
             table.add_column(column)
@@ -125,6 +128,8 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.
     explanation = Explanation(tuple(replace(graph) for graph in graphs), _cached(output), inputs)
+    from rich.console import Console
+
     Console().print(explanation.table())
     return explanation
 

@@ -143,8 +143,8 @@ def _benchmarks(request: Request, json: Path | None) -> None:
 
     from sharp_compile import record
     from sharp_compile.evaluation.benchmarks import run, summary
-    from sharp_compile.evaluation.grade import NotPruned
-    from sharp_compile.evaluation.lmms import LmmsError, Row
+    from sharp_compile.evaluation.grade import LmmsError, NotPruned
+    from sharp_compile.evaluation.lmms import Row
 
     rows: list[Row] = []
     try:

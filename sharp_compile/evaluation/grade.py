@@ -22,6 +22,10 @@ BATCH = 50
 """Videos that are answered at once."""
 
 
+class LmmsError(Exception):
+    """The evaluation can't go on, for a reason that its user can do something about; the message says what."""
+
+
 class NotPruned(Exception):
     """A model that was to be evaluated pruned ran unpruned."""
 

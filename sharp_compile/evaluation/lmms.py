@@ -20,9 +20,7 @@ from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.parts import nearest
 from sharp_compile.shown import brief
 
-
-class LmmsError(Exception):
-    """The evaluation can't go on, for a reason that its user can do something about; the message says what."""
+from .grade import LmmsError
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from sharp_compile.demo import DemoError, video
 from sharp_compile.integrations.transformers.prompt import without_prompt
 from sharp_compile.report import watch
 
-from .grade import NotPruned
-from .lmms import LmmsError
+from .grade import LmmsError, NotPruned
 
 MAX_NEW_TOKENS = 1024
 """For tasks that don't say how long an answer may be."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch._dynamo.exc import ShortenTraceback, UnspecializeRestartAnalysis
 
+from . import ours
+
 # Backends of others that hand their graphs to this one. Functions and objects of any kind: held, and known by identity.
 _handing_over: list[Any] = []
 
@@ -41,12 +43,7 @@ def hands_over(backend: Any) -> bool:
 
 
 def _is_ours(backend: Any) -> bool:
-    from ..backend import setting_of
-
-    try:
-        if setting_of(backend) is not None:
-            return True
-    except ValueError:  # a bad option, which is told of when the graph is compiled
+    if ours.is_ours(backend):
         return True
     function = _function_of(backend)
     return any(known is function for known in _handing_over)

@@ -17,8 +17,8 @@ from sharp_compile import cli
 from sharp_compile.demo.video import read
 from sharp_compile.evaluation import MODELS
 from sharp_compile.evaluation.exam import hold_out
-from sharp_compile.evaluation.grade import NotPruned, grade, pruned
-from sharp_compile.evaluation.lmms import LmmsError, evaluate, in_percent
+from sharp_compile.evaluation.grade import LmmsError, NotPruned, grade, pruned
+from sharp_compile.evaluation.lmms import evaluate, in_percent
 from sharp_compile.evaluation.run import load
 from sharp_compile.integrations.torchvision import make_importable
 

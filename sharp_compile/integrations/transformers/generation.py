@@ -12,6 +12,7 @@ import torch
 from ..declined import decline
 from ..marked import options_of
 from ..on_import import on_import
+from ..ours import is_ours
 
 _WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
 
@@ -34,7 +35,7 @@ def _install_in(utils: Any) -> None:
     @functools.wraps(original)
     def check(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         config = generation_config.compile_config
-        if config is not None and _is_ours(config.backend):
+        if config is not None and is_ours(config.backend):
             _say_prefill_is_not_compiled(self, config.options or {})
         can_compile: bool = original(self, model_kwargs, generation_config)
         return can_compile
@@ -59,14 +60,8 @@ def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) 
             options,
         )
     config = getattr(module, "_last_compile_config", None)
-    if config is not None and _is_ours(config.backend) and getattr(target, "__func__", None) is type(module).__call__:
+    if config is not None and is_ours(config.backend) and getattr(target, "__func__", None) is type(module).__call__:
         _say_prefill_is_not_compiled(module, options)
-
-
-def _is_ours(backend: Any) -> bool:
-    from ...backend import sharp
-
-    return backend == "sharp" or backend is sharp
 
 
 def _say_prefill_is_not_compiled(model: torch.nn.Module, options: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..marked import options_of
+from ..ours import backend
 from . import prompt
 
 _NAME = "generate"
@@ -68,7 +69,6 @@ def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
     """Compiles the models in a model that can generate, unless they are so already, or by the user."""
     from transformers import GenerationMixin
 
-    from ...backend import sharp
     from ...recompilation import isolated
 
     for part in model.modules():
@@ -76,6 +76,6 @@ def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
         if part is model or not isinstance(part, GenerationMixin) or (part._compiled_call_impl and not is_ours):
             continue
         if not part._compiled_call_impl or _parts[part] != options:
-            part.compile(backend=sharp, options=dict(options), **isolated())
+            part.compile(backend=backend(), options=dict(options), **isolated())
             prompt.tell_visual_tokens(part, options)
             _parts[part] = dict(options)
