@@ -92,6 +92,14 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
     # What is copied must not be changed by others later on.
     if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
         return None
+    return _moved(site, attention, front, rest)
+
+
+def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -> Hoisted:
+    """Rewrites a layer so that `rest` runs behind its keys and values, on copies of what it shares with `front`."""
+    graph, hidden, between = attention.graph, site.hidden, set(rest)
+    given = sdpa_arguments(attention.args, attention.kwargs)
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     attention.target = deferred_attention
     attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}
     order = list(graph.nodes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,7 +94,8 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
         ]
         budget = torch.empty(rows, dtype=torch.int64, device=entering.device)
         of_layer = [*map(like, state)]
-        context = _context(layer, entering, kinds, length, budget, of_layer, rotate, [*map(like, inputs)])
+        rotated = functools.partial(_rotated, rotate, [*map(like, inputs)])
+        context = _context(layer, entering, kinds, length, budget, of_layer, rotated)
         result, written = try_selector(rule.score, context)
         merging = _checked(result, kinds[0])[1] is not None
     return replace(rule, score=on_copies(rule.score, written), merges=merging)
@@ -121,11 +124,45 @@ def emit_selection(
         ranks: those that share the work, None where there are no others.
     """
     rotate, state, rotation_inputs = _layer_state(site.attention, site.rotation)
-    merging = bool(rule.merges)
-    score = named(rule.score) if emit.trace else rule.score
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
+    groups = state, [emit.constant(value, like=hidden) for value in rule.constants], rotation_inputs, query_inputs
+    named_rule = replace(rule, score=named(rule.score)) if emit.trace else rule
+    select = _selecting(site, named_rule, rotate, asked, ranks, tuple(map(len, groups)))
+    merging, segmenting = bool(rule.merges), rule.segments is not None
+    inputs = hidden, *tokens.kinds, tokens.visual, kept, *itertools.chain(*groups)
+    positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
+        select, *inputs, results=6 + merging + segmenting
+    )
+    return Selection(
+        positions,
+        scores,
+        others[0] if merging else None,
+        Tokens(is_visual, is_padding, is_leading, frame, tokens.visual),
+        others[-1] if segmenting else None,
+    )
+
+
+def _selecting(
+    site: CutSite,
+    rule: Rule,
+    rotate: Callable[..., Tensor],
+    asked: GraphModule | None,
+    ranks: Ranks | None,
+    sizes: Sequence[int],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The selection as a function of plain tensors.
+
+    Args:
+        site: as of `emit_selection`.
+        rule: the selection rule.
+        rotate: rotates keys, given the third group of inputs.
+        asked: the function of `lazy_queries`, of the fourth group; None where the layer computes all queries.
+        ranks: as of `emit_selection`.
+        sizes: how many inputs are in each group: the state of the layer, the constants of the rule, and those two.
+    """
+    bounds = [*itertools.pairwise(itertools.accumulate(sizes, initial=0))]
 
     def select(
         hidden: Tensor,
@@ -135,22 +172,21 @@ def emit_selection(
         frame: Tensor,
         visual: Tensor,
         kept: int,
-        *others: Any,
+        *groups: Any,
     ) -> tuple[Tensor, ...]:
-        of_layer, others = others[: len(state)], others[len(state) :]
-        constants, others = others[: len(rule.constants)], others[len(rule.constants) :]
-        inputs, of_queries = others[: len(rotation_inputs)], others[len(rotation_inputs) :]
+        of_layer, constants, inputs, of_queries = (groups[start:end] for start, end in bounds)
         with torch.no_grad():
             kinds = is_visual, is_padding, is_leading, site.cut.kept(visual)
             budget, *_ = keep_counts(*kinds, kept)
             told = is_visual, is_padding, frame
-            context = _context(site.cut.layer, hidden, told, kept, budget, of_layer, rotate, inputs)
+            rotated = functools.partial(_rotated, rotate, inputs)
+            context = _context(site.cut.layer, hidden, told, kept, budget, of_layer, rotated)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and site.share_heads:
                 context = _with_all_heads(context, ranks)
-            scores, into = _checked(score(context, *constants), is_visual)
-            if (into is not None) != merging:
+            scores, into = _checked(rule.score(context, *constants), is_visual)
+            if (into is not None) != bool(rule.merges):
                 raise SelectorError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
@@ -161,25 +197,11 @@ def emit_selection(
             segments = () if rule.segments is None else (rule.segments(context),)
             return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
 
-    positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
-        select,
-        hidden,
-        *tokens.kinds,
-        tokens.visual,
-        kept,
-        *state,
-        *(emit.constant(value, like=hidden) for value in rule.constants),
-        *rotation_inputs,
-        *query_inputs,
-        results=6 + merging + (rule.segments is not None),
-    )
-    return Selection(
-        positions,
-        scores,
-        others[0] if merging else None,
-        Tokens(is_visual, is_padding, is_leading, frame, tokens.visual),
-        None if rule.segments is None else others[-1],
-    )
+    return select
+
+
+def _rotated(rotate: Callable[..., Tensor], inputs: Sequence[Tensor], keys: Tensor) -> Tensor:
+    return rotate(keys, *inputs)
 
 
 def _layer_state(
@@ -206,8 +228,7 @@ def _context(
     kept: int,
     budget: Tensor,
     state: Sequence[Any],
-    rotate: Callable[..., Tensor],
-    inputs: Sequence[Any],
+    rotate: Callable[[Tensor], Tensor],
 ) -> Context:
     """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
@@ -231,7 +252,7 @@ def _context(
         kept,
         budget,
         layer,
-        rotate=lambda keys: rotate(keys, *inputs),
+        rotate=rotate,
     )
 
 
