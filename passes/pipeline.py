@@ -177,16 +177,9 @@ def rewrite(context: PassContext) -> None:
         with emit.before(shrinker.first_reader()):
             kept = _kept(emit, site.cut, visual)
             length = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
-            chosen = emit_selection(
-                emit,
-                _rewritten(context, site) if stage else site,
-                shrinker.read(site.hidden, stage),
-                tokens,
-                context.rule,
-                length,
-                None if stage else context.queries,
-                context.ranks,
-            )
+            site = _rewritten(context, site) if stage else site
+            hidden = shrinker.read(site.hidden, stage)
+            chosen = emit_selection(context, site, hidden, tokens, length, None if stage else context.queries)
         tokens = chosen.tokens
         shrinker.enter(chosen.positions, length, chosen.into)
         if stage == 0:

@@ -92,3 +92,24 @@ def test_the_compiler_loads_no_tool():
     code = f"import sys, sharp_compile, sharp_compile.backend; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The functions of the compiler: tools have commands, whose options are their arguments."""
+    for name, path in modules().items():
+        if floor(name) < FLOORS.index("tools") and not name.startswith("sharp_compile.kernels"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    yield f"{name}.{node.name}", node
+
+
+def test_functions_fit_a_screen():
+    long = {name for name, node in functions() if (node.end_lineno or 0) - node.lineno >= 60}
+    assert long == set()
+
+
+def test_functions_take_few_arguments():
+    """One takes those of an operator of torch."""
+    given = {name: [each.arg for each in (*node.args.args, *node.args.kwonlyargs)] for name, node in functions()}
+    many = {name for name, arguments in given.items() if len([each for each in arguments if each != "self"]) > 7}
+    assert many == {"sharp_compile.passes.canonicalize.flex_to_sdpa._with_closures"}

@@ -21,8 +21,8 @@ from ..analysis.cut_sites import CutSite
 from ..analysis.rope import Rotation, rotation_module
 from ..analysis.selector_functions import named, on_copies, try_selector
 from ..analysis.tensor_parallel import Ranks
+from ..context import PassContext
 from ..errors import SelectorError
-from ..fx.emit import Emitter
 from ..fx.nodes import example, stand_in
 
 
@@ -102,34 +102,31 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
 
 
 def emit_selection(
-    emit: Emitter,
+    context: PassContext,
     site: CutSite,
     hidden: Node,
     tokens: Tokens,
-    rule: Rule,
     kept: int | Node,
     queries: tuple[GraphModule, list[Node]] | None = None,
-    ranks: Ranks | None = None,
 ) -> Selection:
     """Adds the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
-        emit: adds traced functions to the graph.
+        context: of the graph; its rule is as `tried` gives it.
         site: the scoring layer as the graph has it now, and the share of the visual tokens that is kept.
         hidden: what enters the layer by now, ``[B, S, C]``.
         tokens: the kinds of the layer's tokens.
-        rule: the selection rule, as `tried` gives it.
         kept: how many tokens a row keeps, a number or the node of one.
         queries: the function of `lazy_queries` and its inputs, where the layer does not compute all queries.
-        ranks: those that share the work, None where there are no others.
     """
+    emit, rule = context.emit, context.rule
     rotate, state, rotation_inputs = _layer_state(site.attention, site.rotation)
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
     groups = state, [emit.constant(value, like=hidden) for value in rule.constants], rotation_inputs, query_inputs
     named_rule = replace(rule, score=named(rule.score)) if emit.trace else rule
-    select = _selecting(site, named_rule, rotate, asked, ranks, tuple(map(len, groups)))
+    select = _selecting(site, named_rule, rotate, asked, context.ranks, tuple(map(len, groups)))
     merging, segmenting = bool(rule.merges), rule.segments is not None
     inputs = hidden, *tokens.kinds, tokens.visual, kept, *itertools.chain(*groups)
     positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
@@ -155,11 +152,11 @@ def _selecting(
     """The selection as a function of plain tensors.
 
     Args:
-        site: as of `emit_selection`.
+        site: the scoring layer.
         rule: the selection rule.
         rotate: rotates keys, given the third group of inputs.
         asked: the function of `lazy_queries`, of the fourth group; None where the layer computes all queries.
-        ranks: as of `emit_selection`.
+        ranks: those that share the work, None where there are no others.
         sizes: how many inputs are in each group: the state of the layer, the constants of the rule, and those two.
     """
     bounds = [*itertools.pairwise(itertools.accumulate(sizes, initial=0))]
