@@ -11,6 +11,7 @@ All of it happens in a copy: who declines, in the first three phases, leaves the
 
 from __future__ import annotations
 
+import logging
 import operator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
 from ..config import Config, Cut
+from ..observability import artifact, phase
 from ..selectors import rule
 from .analysis.attention import Attention, as_rewritten
 from .analysis.cut_sites import CutSite, find_cut_sites
@@ -46,6 +48,8 @@ from .rewrite.segment_mask import check_maskable, emit_segment_mask, first_maske
 from .rewrite.selection import Tokens, emit_selection, tried
 from .rewrite.shrink import Shrinker
 from .token_dim.solver import least_tokens, probe
+
+log = logging.getLogger(__name__)
 
 
 class _NotHoisted(Exception):
@@ -82,14 +86,20 @@ def prune(
     for may_hoist in [True, False] if config.hoist else [False]:
         copy, nodes = copy_with_nodes(module)
         context = PassContext(Emitter(copy, trace), injection.among(nodes), config)
-        canonicalize(context)
-        analyze(context, ended)
+        with phase("canonicalize", copy, log):
+            canonicalize(context)
+        with phase("analyze", copy, log):
+            analyze(context, ended)
         try:
-            plan(context, may_hoist)
-        except _NotHoisted:
+            with phase("plan", copy, log):
+                plan(context, may_hoist)
+        except _NotHoisted as reason:
+            log.debug("the cut stays at the end of its layer: %s", reason)
             continue
-        rewrite(context)
-        return finalize(context)
+        with phase("rewrite", copy, log):
+            rewrite(context)
+        with phase("finalize", copy, log):
+            return finalize(context)
     raise AssertionError("a cut that is not hoisted needs no second attempt")
 
 
@@ -150,9 +160,10 @@ def plan(context: PassContext, may_hoist: bool) -> None:
             context.plans = probe(graph, embeddings, cuts, slack, context.hoisted.tokenwise, tail)
             context.queries = query_module(context.hoisted, context.plans)
         except CannotPrune as reason:
-            raise _NotHoisted from reason
+            raise _NotHoisted(str(reason)) from reason
     else:
         context.plans = probe(graph, embeddings, cuts, slack, tail=tail)
+    artifact("plan", lambda: str(context.plans))
     context.least = least_tokens(context.plans)
     length = _length_left(context)
     # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.

@@ -35,6 +35,7 @@ from .integrations import dynamo, ours, transformers
 from .integrations.tracing import TraceAgain, hands_over
 from .integrations.transformers.modality import kind_of_mask
 from .link import Link, Links, carrier
+from .observability import artifact, count, readable
 from .passes.analysis.frames import emit_frames, find_frames
 from .passes.analysis.injection import (
     Injection,
@@ -67,7 +68,7 @@ from .runtime import Compiled, CompiledPerSetting, PrunedGraph, active_backend
 from .tail import TailGraph
 from .unseen import Unseen
 
-log = logging.getLogger("sharp_compile")
+log = logging.getLogger(__name__)
 links = Links()
 _NO_VISUAL_TOKENS = "no visual tokens are injected in this graph"
 
@@ -586,6 +587,8 @@ def _decline(made: GraphReport, config: Config, error: Exception) -> None:
 def _skip(made: GraphReport, config: Config, may_raise: bool = True) -> None:
     """Does what the user asked for about a graph with visual tokens that runs unpruned."""
     log.info("not pruned: %s", made.reason)
+    count("declined")
+    artifact("decision", lambda: f"not pruned: {made.reason}")
     if config.on_skip == "raise" and may_raise:
         raise CannotPrune(made.reason)
     if config.on_skip != "silent":
@@ -593,10 +596,14 @@ def _skip(made: GraphReport, config: Config, may_raise: bool = True) -> None:
 
 
 def _log_graphs(made: GraphReport, before: GraphModule, after: GraphModule) -> None:
-    log.info("pruned behind layer %s of %s: %s", made.layer, made.num_layers, made.reason)
-    if log.isEnabledFor(logging.DEBUG):
-        for name, module in (("before", before), ("after", after)):
-            log.debug("graph %s pruning:\n%s", name, module.print_readable(print_output=False))
+    decision = f"pruned behind layer {made.layer} of {made.num_layers}: {made.reason}"
+    log.info("%s", decision)
+    count("pruned")
+    artifact("decision", lambda: decision)
+    for name, module in (("before", before), ("after", after)):
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("graph %s pruning:\n%s", name, readable(module))
+        artifact(name, functools.partial(readable, module))
 
 
 def _for_dynamo(error: Exception) -> Exception:

@@ -31,7 +31,7 @@ LIMIT = 64
 DEFAULT = 8
 """Dynamo's own; another one is the user's, and stays."""
 
-log = logging.getLogger("sharp_compile")
+log = logging.getLogger(__name__)
 
 
 def isolated() -> dict[str, Any]:

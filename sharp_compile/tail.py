@@ -34,7 +34,7 @@ from .passes.token_dim.solver import Returned
 
 Compiled = Callable[..., Any]
 
-log = logging.getLogger("sharp_compile")
+log = logging.getLogger(__name__)
 
 
 def hand_on(

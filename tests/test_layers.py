@@ -17,8 +17,8 @@ import networkx as nx
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"sharp_compile.kernels": "kernels", "sharp_compile.passes": "passes", "sharp_compile": "sharp_compile"}
-# What the user asked for, and how values are shown to people: data, which all floors may read.
-DATA = {"config", "parts", "calibration", "shown", "requirements"}
+# What the user asked for, and how it is shown to people what is done: all floors may read these.
+DATA = {"config", "parts", "calibration", "shown", "requirements", "observability"}
 API = {"api", "explain", ""}
 TOOLS = {
     *("batch", "bench", "cli", "demo", "evaluation", "page"),

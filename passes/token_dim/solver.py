@@ -30,6 +30,7 @@ import logging
 import math
 import operator
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ from ..fx.sizes import expression, hint
 from ..fx.tensor_subclasses import is_wrapper, kind_of, plain_tensors
 from .op_rules import WRITES_INTO_OLDER, AtPositions, Axis, Marks, Refused, TokenRules
 from .sequence_functions import SEQUENCE_FUNCTIONS
+
+log = logging.getLogger(__name__)
 
 _MOST_TRIALS = 4096
 # What sums up an axis, by the names of functions and methods.
@@ -155,6 +158,14 @@ class Plans(dict[Node, NodePlan]):
         super().__init__()
         self.marks = marks
 
+    def __str__(self) -> str:
+        """A line for each node: how many cuts it is behind, and its repairs."""
+        lines = [
+            f"{node.name}: stage {plan.stage}" + "".join(f", {repair}" for repair in plan.repairs if repair is not None)
+            for node, plan in self.items()
+        ]
+        return "\n".join(lines)
+
     def returned(self, node: Any, place: int) -> Returned | None:
         """How the result of a node that the graph returns is shortened; None where it is not, or not by one axis."""
         plan = self.get(node)
@@ -198,7 +209,10 @@ def probe(
     Raises:
         CannotPrune: where a node can't be proven right with fewer tokens.
     """
-    return _Probe(graph, embeddings, cuts, capacities, tokenwise, tail).run()
+    plans = _Probe(graph, embeddings, cuts, capacities, tokenwise, tail).run()
+    repairs = Counter(type(repair).__name__ for plan in plans.values() for repair in plan.repairs if repair is not None)
+    log.info("%d nodes behind %d cuts: %s", len(plans), len(cuts), dict(repairs))
+    return plans
 
 
 def least_tokens(plans: dict[Node, NodePlan]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import Config
 from ..passes.errors import CannotPrune
 
-log = logging.getLogger("sharp_compile")
+log = logging.getLogger(__name__)
 
 
 def decline(reason: str, options: Mapping[str, Any]) -> None:
