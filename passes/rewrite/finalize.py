@@ -19,10 +19,10 @@ from .metadata import check_shapes, forget, refresh
 def finalize(context: PassContext) -> PruneResult:
     """Completes the pruned graph of a context."""
     graph, plans, stages = context.graph, context.plans, context.stages
-    _tell_shapes(context)
     results = arguments(graph.output_node())[0]
     returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
     states = _last_states(context, results, returned)
+    _tell_shapes(context)
     for stage in sorted({each.stage for each in returned} - {len(stages)}):
         context.aux_outputs[kept_at(stage)] = stages[stage - 1].original
     _restore_windows(context)
