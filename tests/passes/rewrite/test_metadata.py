@@ -62,6 +62,17 @@ def test_a_graph_that_is_traced_again_says_nothing_of_the_full_length():
         Shapes(module).run(*inputs)
 
 
+def test_a_slice_of_the_last_positions_takes_fewer_where_there_are_fewer():
+    plans = Plans(Marks((10007,), None, 40))
+    node = Graph().placeholder("window")
+    plans[node] = NodePlan(1, (), (1, 31, 16))
+    node.meta["example_value"] = torch.empty(1, 21, 16)
+    check_shapes(plans, [21], 1)
+    node.meta["example_value"] = torch.empty(1, 40, 16)
+    with pytest.raises(AssertionError, match="planned was"):
+        check_shapes(plans, [21], 1)
+
+
 def test_another_shape_than_planned_is_a_fault():
     graph, marks = Graph(), Marks((10007,), None, 9)
     node = graph.placeholder("hidden")
