@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..config import Config, Cut
@@ -17,6 +17,7 @@ from .analysis.injection import Injection
 from .analysis.tensor_parallel import Ranks
 from .canonicalize.flex_to_sdpa import Flex
 from .fx.emit import Emitter
+from .fx.nodes import example
 from .rewrite.early_gather import Hoisted
 from .rewrite.shrink import Stage
 from .token_dim.solver import Plans, Returned
@@ -49,6 +50,7 @@ class PassContext:
         plans: plan: how each node behind a cut runs on fewer tokens.
         queries: plan: the queries of the hoisted layer as a function of positions, and its inputs.
         least: plan: the fewest tokens that may be left of a row.
+        returned_lengths: plan: the numbers of tokens behind a cut that the graph returns, less S, each.
 
         stages: rewrite: the kept tokens behind each cut.
         lengths: rewrite: by the names of a report; numbers, or the nodes of symbolic ones.
@@ -75,6 +77,7 @@ class PassContext:
     plans: Plans = field(init=False)
     queries: tuple[GraphModule, list[Node]] | None = field(init=False)
     least: int = field(init=False)
+    returned_lengths: dict[Node, int] = field(init=False)
 
     stages: list[Stage] = field(init=False)
     lengths: dict[str, int | Node] = field(init=False)
@@ -84,6 +87,17 @@ class PassContext:
     def graph(self) -> Graph:
         """The graph that is analysed and rewritten."""
         return self.emit.graph
+
+    @property
+    def slack(self) -> list[int | SymInt]:
+        """Sizes of axes that hold the S tokens and, behind them, room for more."""
+        return [example(buffer).shape[-2] for buffer in self.slack_buffers]
+
+    @property
+    def cuts(self) -> list[Node]:
+        """The nodes ``[B, S, C]`` behind which there are fewer tokens, by what is known of hoisting."""
+        cuts = [site.after for site in self.sites]
+        return cuts if self.hoisted is None else [self.hoisted.entry, *cuts[1:]]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The way of a graph through the passes, in five phases.
 
     canonicalize    the same graph, in a form that shows more
-    analyze         find the decoder, the sites of the cuts, padding, frames; whatever is unknown declines
+    analyze         find the decoder, the sites of the cuts, padding; whatever is unknown declines
     plan            prove how each node behind a cut runs on fewer tokens
     rewrite         add the selection, shorten what comes behind
     finalize        what the graph returns, and the shapes that it has now
@@ -39,7 +39,7 @@ from .canonicalize.whole_slices import write_whole_slices
 from .context import PassContext, PruneResult
 from .errors import CannotPrune
 from .fx.emit import Emitter
-from .fx.nodes import copy_of, copy_with_nodes, example, example_tensor
+from .fx.nodes import arguments, copy_of, copy_with_nodes, example, example_tensor, where
 from .fx.sizes import expression
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
@@ -128,8 +128,7 @@ def analyze(context: PassContext, ended: Any) -> None:
     masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
     context.mask = masked.mask
     context.sites = [_scored(context, site) for site in sites]
-    slack = [example(buffer).shape[-2] for buffer in context.slack_buffers]
-    context.is_padding = padding_mask(masked, example(embeddings).shape[1], slack)
+    context.is_padding = padding_mask(masked, example(embeddings).shape[1], context.slack)
     first = context.sites[0]
     context.rule = chosen = tried(chosen, first.cut.layer, first.attention, first.hidden, first.rotation)
     for site in context.sites if chosen.merges else ():
@@ -148,22 +147,20 @@ def plan(context: PassContext, may_hoist: bool) -> None:
     """
     graph, decoder, embeddings = context.graph, context.decoder, context.injection.embeddings
     first = context.sites[0]
-    cuts, tail = [site.after for site in context.sites], decoder.tail()
-    slack = [example(buffer).shape[-2] for buffer in context.slack_buffers]
-    layer = decoder.layers[first.cut.layer]
+    tail, layer = decoder.tail(), decoder.layers[first.cut.layer]
     context.hoisted, context.queries = None, None
     if may_hoist and layer is not None and not (context.rule.merges or context.steering):
         context.hoisted = hoist(first, layer, scored_attention(layer, context.slack_buffers).key)
     if context.hoisted is not None:
-        cuts[0] = context.hoisted.entry
         try:
-            context.plans = probe(graph, embeddings, cuts, slack, context.hoisted.tokenwise, tail)
+            context.plans = probe(graph, embeddings, context.cuts, context.slack, context.hoisted.tokenwise, tail)
             context.queries = query_module(context.hoisted, context.plans)
         except CannotPrune as reason:
             raise _NotHoisted(str(reason)) from reason
     else:
-        context.plans = probe(graph, embeddings, cuts, slack, tail=tail)
+        context.plans = probe(graph, embeddings, context.cuts, context.slack, tail=tail)
     artifact("plan", lambda: str(context.plans))
+    context.returned_lengths = _returned_lengths(context)
     context.least = least_tokens(context.plans)
     length = _length_left(context)
     # A symbolic length is compared once: Dynamo gets a guard, and compiles shorter ones anew.
@@ -174,10 +171,7 @@ def plan(context: PassContext, may_hoist: bool) -> None:
 def rewrite(context: PassContext) -> None:
     """Adds the selection at each cut, and shortens what comes behind it."""
     emit, hoisted = context.emit, context.hoisted
-    cuts = [site.after for site in context.sites]
-    if hoisted is not None:
-        cuts[0] = hoisted.entry
-    shrinker = Shrinker(emit, context.plans, context.injection.embeddings, cuts)
+    shrinker = Shrinker(emit, context.plans, context.injection.embeddings, context.cuts)
     tokens, frame, segment = _emit_tokens(context, shrinker)
     with emit.before(shrinker.first_reader()):
         sequence = emit.size(context.injection.embeddings, 1)
@@ -249,6 +243,25 @@ def _length_left(context: PassContext) -> int | SymInt | None:
         return None
     length: int | SymInt = example(context.injection.embeddings).shape[1] - visual
     return length + context.sites[-1].cut.kept(visual)
+
+
+def _returned_lengths(context: PassContext) -> dict[Node, int]:
+    """The numbers of tokens behind a cut that a graph returns, less S, each.
+
+    The code that called the graph counts positions by them, as a cache does those that it has seen.
+
+    Raises:
+        CannotPrune: for a number that is not S and a constant.
+    """
+    length = expression(example(context.injection.embeddings).shape[1])
+    found: dict[Node, int] = {}
+    for node in arguments(context.graph.output_node())[0]:
+        if isinstance(example(node), SymInt) and node in context.plans and context.plans[node].stage:
+            offset = expression(example(node)) - length
+            if not offset.is_Integer:
+                raise CannotPrune(f"the graph returns {where(node)}, a number of tokens that is not known behind a cut")
+            found[node] = int(offset)
+    return found
 
 
 def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node, Node | None]:

@@ -46,10 +46,11 @@ def phase(name: str, module: GraphModule, log: logging.Logger) -> Iterator[None]
         module: what it reads and rewrites.
         log: the logger of the module that runs it.
     """
-    before, began = operators(module.graph), time.perf_counter()
+    is_told, began = log.isEnabledFor(logging.DEBUG), time.perf_counter()
+    before = operators(module.graph) if is_told else Counter[str]()
     yield
     milliseconds = 1000 * (time.perf_counter() - began)
-    if log.isEnabledFor(logging.DEBUG):
+    if is_told:
         log.debug("%s: %.1f ms, %s", name, milliseconds, difference(before, operators(module.graph)))
     artifact(f"after_{name}", lambda: readable(module))
 

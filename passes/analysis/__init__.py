@@ -1,1 +1,1 @@
-"""What a graph shows: read, never written. Every reason to decline comes from here or from `token_dim`."""
+"""What a graph shows, and the nodes that tell it: none of the graph's own nodes is changed here."""

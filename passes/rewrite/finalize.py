@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import operator
 
-from torch import SymInt
 from torch.fx import Node
 
 from ..canonicalize.flex_to_sdpa import restore_flex
 from ..canonicalize.static_cache import moving_buffers, restore_length
 from ..context import PassContext, PruneResult, kept_at
-from ..errors import CannotPrune
-from ..fx.nodes import arguments, example, is_hidden_states, where
+from ..fx.nodes import arguments, example, is_hidden_states
 from ..fx.sizes import expression, hint
 from ..held_positions import tell_kept_positions
 from ..token_dim.solver import Returned
@@ -24,13 +22,12 @@ def finalize(context: PassContext) -> PruneResult:
     results = arguments(graph.output_node())[0]
     returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
     states = _last_states(context, results, returned)
-    offsets = returned_lengths(context)
     # From here on the examples are those of fewer tokens, or none.
     _tell_shapes(context)
     for stage in sorted({each.stage for each in returned} - {len(stages)}):
         context.aux_outputs[kept_at(stage)] = stages[stage - 1].original
     _restore_windows(context)
-    _restore_numbers(context, offsets)
+    _restore_numbers(context)
     tell_kept_positions(graph, {node: plan.stage for node, plan in plans.items()}, [each.original for each in stages])
     output = graph.output_node()
     output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
@@ -64,29 +61,10 @@ def _tell_shapes(context: PassContext) -> None:
     check_shapes(context.plans, [hint(example(stage.length)) for stage in context.stages], rows)
 
 
-def returned_lengths(context: PassContext) -> dict[Node, int]:
-    """The numbers of tokens behind a cut that a graph returns, less S, each.
-
-    The code that called the graph counts positions by them, as a cache does those that it has seen.
-
-    Raises:
-        CannotPrune: for a number that is not S and a constant.
-    """
-    length = expression(example(context.injection.embeddings).shape[1])
-    found: dict[Node, int] = {}
-    for node in arguments(context.graph.output_node())[0]:
-        if isinstance(example(node), SymInt) and node in context.plans and context.plans[node].stage:
-            offset = expression(example(node)) - length
-            if not offset.is_Integer:
-                raise CannotPrune(f"the graph returns {where(node)}, a number of tokens that is not known behind a cut")
-            found[node] = int(offset)
-    return found
-
-
-def _restore_numbers(context: PassContext, offsets: dict[Node, int]) -> None:
+def _restore_numbers(context: PassContext) -> None:
     """Returns numbers of tokens as those of the whole sequence."""
     output = context.graph.output_node()
-    for node, offset in offsets.items():
+    for node, offset in context.returned_lengths.items():
         with context.emit.before(output):
             full = context.emit.arithmetic(operator.add, context.lengths["sequence_length"], offset)
         assert isinstance(full, Node)
