@@ -9,11 +9,11 @@ from pathlib import Path
 
 NEEDED = [
     "sharp_compile/py.typed",
-    "sharp_compile/page/page.html.jinja",
-    "sharp_compile/demo/clip.mp4",
-    "sharp_compile/evaluation/models/README.md",
-    "sharp_compile/evaluation/models/seed-1/model.safetensors",
-    "sharp_compile/evaluation/models/seed-2/model.safetensors",
+    "sharp_compile/tools/html_report/page.html.jinja",
+    "sharp_compile/tools/demo/clip.mp4",
+    "sharp_compile/tools/evaluation/models/README.md",
+    "sharp_compile/tools/evaluation/models/seed-1/model.safetensors",
+    "sharp_compile/tools/evaluation/models/seed-2/model.safetensors",
 ]
 # In the wheel, the folders `passes` and `kernels` have their installed names.
 IN_WHEEL = ["sharp_compile/passes/pipeline.py", "sharp_compile/kernels/near_copies/triton.py"]

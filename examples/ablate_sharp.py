@@ -20,13 +20,13 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from sharp_compile import record
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import hold_out
-from sharp_compile.evaluation.grade import grade, pruned
-from sharp_compile.evaluation.rows import standard_error
-from sharp_compile.evaluation.run import load
-from sharp_compile.evaluation.scenes import WORLDS
+from sharp_compile.tools import results_io
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import hold_out
+from sharp_compile.tools.evaluation.rows import standard_error
+from sharp_compile.tools.evaluation.run import load
+from sharp_compile.tools.evaluation.scenes import WORLDS
+from sharp_compile.tools.evaluation.score import grade, pruned
 
 PARTS = ("segment", "debias", "dedup")
 SUBSETS = [subset for size in range(len(PARTS) + 1) for subset in combinations(PARTS, size)]
@@ -69,7 +69,7 @@ def ablate(
             right = grade(fast, tokenizer, exam, True).right
             accuracy = 100 * float(right.mean())
             rows.append(Row(name, at, share, exam.world, accuracy, standard_error(right), questions))
-        record.write_json(path, rows)
+        results_io.write_json(path, rows)
     for at in layer:
         print("\n".join(table([row for row in rows if row.layer == at])))
 

@@ -19,11 +19,11 @@ import torch
 import transformers
 
 import sharp_compile
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import hold_out
-from sharp_compile.evaluation.scenes import WORLDS
 from sharp_compile.integrations.torchvision import make_importable
-from sharp_compile.quiet import hush
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import hold_out
+from sharp_compile.tools.evaluation.scenes import WORLDS
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--retention", type=float, default=0.1, help="the share of visual tokens that is kept")
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
     make_importable()
 
     pipe: Any = transformers.pipeline("image-text-to-text", model=str(given.model), dtype=torch.float32)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import sharp_compile
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import Exam, hold_out
-from sharp_compile.evaluation.prompts import pixel_values, prompt_ids
-from sharp_compile.evaluation.questions import questions
-from sharp_compile.evaluation.run import load
-from sharp_compile.quiet import hush
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import Exam, hold_out
+from sharp_compile.tools.evaluation.prompts import pixel_values, prompt_ids
+from sharp_compile.tools.evaluation.questions import questions
+from sharp_compile.tools.evaluation.run import load
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 TURNS = 3
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--retention", type=float, default=0.1, help="the share of visual tokens that is kept")
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
 
     model, tokenizer = load(MODELS / "seed-1")
     exam = hold_out("sparse", 1, seed=1)

@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding, rotate_half
 
-from sharp_compile.config import Config
+from sharp_compile.options import Config
 from sharp_compile.selectors import Context, rule
 from sharp_compile.selectors.context import among
 

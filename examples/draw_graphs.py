@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from torch.fx import GraphModule, Node
 
 import sharp_compile
-from sharp_compile.page.show import rendered
-from sharp_compile.quiet import hush
+from sharp_compile.tools.html_report.show import rendered
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 LAYER = 1
 BANDS = ("#eef2f4", "#dfe6ea")
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path, help="the file to write")
     picture = parser.parse_args().picture
-    hush()
+    suppress_logs()
     asked = rendered("crowded")
 
     before = largest_graph(asked.model, asked.inputs, None)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import sharp_compile
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import Exam, hold_out
-from sharp_compile.evaluation.prompts import pixel_values, prompt_ids
-from sharp_compile.evaluation.run import load
-from sharp_compile.quiet import hush
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import Exam, hold_out
+from sharp_compile.tools.evaluation.prompts import pixel_values, prompt_ids
+from sharp_compile.tools.evaluation.run import load
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 MIRRORED = {"top-left": "top-right", "bottom-left": "bottom-right"}
 MIRRORED |= {right: left for left, right in MIRRORED.items()}
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--retention", type=float, default=0.1, help="the share of visual tokens that is kept")
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
     import peft
 
     torch.manual_seed(0)

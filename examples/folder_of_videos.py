@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sharp_compile.batch import arguments
-from sharp_compile.batch.answer import Answerer
-from sharp_compile.batch.results import Asked, Record
-from sharp_compile.batch.run import run
+from sharp_compile.tools.batch import arguments
+from sharp_compile.tools.batch.answer import Answerer
+from sharp_compile.tools.batch.results import Asked, Record
+from sharp_compile.tools.batch.run import run
 
 
 def answers(asked: Asked, folder: Path, videos: Sequence[str]) -> Iterator[Record]:

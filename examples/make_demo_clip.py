@@ -1,4 +1,4 @@
-"""Draw the clip that `sharp-compile demo` ships with, `sharp_compile/demo/clip.mp4`.
+"""Draw the clip that `sharp-compile demo` ships with, `sharp_compile/tools/demo/clip.mp4`.
 
     python examples/make_demo_clip.py clip.mp4
 

@@ -15,7 +15,7 @@ import torch
 
 import sharp_compile
 from sharp_compile.integrations.torchvision import make_importable
-from sharp_compile.quiet import hush
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,11 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--retention", type=float, default=0.1, help="the share of visual tokens that is kept")
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
     make_importable()
-    from sharp_compile.demo.models import built_in
-    from sharp_compile.demo.run import CLIP
-    from sharp_compile.demo.video import read
+    from sharp_compile.tools.demo.models import built_in
+    from sharp_compile.tools.demo.run import CLIP
+    from sharp_compile.tools.demo.video import read
 
     model, processor = next(source for source in built_in() if source.name == "Qwen2.5-VL").load()
     frames = read(CLIP, 6).frames

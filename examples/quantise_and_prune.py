@@ -15,11 +15,11 @@ import io
 
 import torch
 
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import hold_out
-from sharp_compile.evaluation.grade import grade, pruned
-from sharp_compile.evaluation.run import load
-from sharp_compile.quiet import hush
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import hold_out
+from sharp_compile.tools.evaluation.run import load
+from sharp_compile.tools.evaluation.score import grade, pruned
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--retention", type=float, default=0.1, help="the share of visual tokens that is kept")
     parser.add_argument("--inner", default="inductor", help='what compiles the pruned graph; "eager" begins sooner')
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     model, tokenizer = load(MODELS / "seed-1")

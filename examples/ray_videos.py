@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sharp_compile.batch import BatchError, arguments
-from sharp_compile.batch.answer import Answerer
-from sharp_compile.batch.results import Asked, Record
-from sharp_compile.batch.run import run
+from sharp_compile.tools.batch import BatchError, arguments
+from sharp_compile.tools.batch.answer import Answerer
+from sharp_compile.tools.batch.results import Asked, Record
+from sharp_compile.tools.batch.run import run
 
 ATTEMPTS = 3
 """How many workers may die of one video."""

@@ -32,10 +32,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from torch.nn import functional as F
 
-from sharp_compile.evaluation.prompts import pixel_values
-from sharp_compile.evaluation.questions import SPECIAL, VOCABULARY, Question, questions
-from sharp_compile.evaluation.scenes import FRAMES, GRID, Scene, draw, object_tokens, render
 from sharp_compile.integrations.torchvision import make_importable
+from sharp_compile.tools.evaluation.prompts import pixel_values
+from sharp_compile.tools.evaluation.questions import SPECIAL, VOCABULARY, Question, questions
+from sharp_compile.tools.evaluation.scenes import FRAMES, GRID, Scene, draw, object_tokens, render
 
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 PAD, BEGIN, END, IMAGE, VIDEO = (IDS[word] for word in SPECIAL)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 import sharp_compile
-from sharp_compile.evaluation import MODELS
-from sharp_compile.evaluation.exam import hold_out
-from sharp_compile.evaluation.grade import grade, pruned
-from sharp_compile.evaluation.run import load
-from sharp_compile.evaluation.scenes import WORLDS
-from sharp_compile.quiet import hush
+from sharp_compile.tools.evaluation import MODELS
+from sharp_compile.tools.evaluation.dataset import hold_out
+from sharp_compile.tools.evaluation.run import load
+from sharp_compile.tools.evaluation.scenes import WORLDS
+from sharp_compile.tools.evaluation.score import grade, pruned
+from sharp_compile.tools.suppressed_logs import suppress_logs
 
 
 def motion(ctx: sharp_compile.Context) -> Tensor:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layer", type=int, default=0, help="after which the others are dropped")
     parser.add_argument("--world", choices=WORLDS, action="append", help="what videos; all by default, may be repeated")
     given = parser.parse_args(arguments)
-    hush()
+    suppress_logs()
 
     model, tokenizer = load(MODELS / "seed-1")
     exams = [hold_out(world, given.questions, seed=1) for world in given.world or WORLDS]

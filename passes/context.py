@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ..config import Config, Cut
-from ..parts import Segment
+from ..options import Config, Cut
 from ..selectors import Rule
+from ..sharp_options import Segment
 from .analysis.cut_sites import CutSite
 from .analysis.decoder import Decoder
 from .analysis.injection import Injection

@@ -19,8 +19,8 @@ from typing import Any
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
-from ..config import Config, Cut
 from ..observability import artifact, phase
+from ..options import Config, Cut
 from ..selectors import rule
 from .analysis.attention import Attention, as_rewritten
 from .analysis.cut_sites import CutSite, find_cut_sites

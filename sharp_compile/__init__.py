@@ -18,8 +18,8 @@ from .integrations import accelerate
 from .integrations.transformers import generation
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
-from .said import visual_tokens
 from .selectors import Context
+from .visual_annotation import visual_tokens
 
 __all__ = [
     "Calibration",

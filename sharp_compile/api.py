@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import report
 from .calibration import Calibration
-from .config import Config
 from .integrations.transformers.prompt import tell_visual_tokens
+from .options import Config
 from .unwrap import unwrap
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -40,8 +40,8 @@ def compile(model: Model, **options: object) -> Model:
     """
     Config.parse(options)
     # By its name, torch would register it, which only one thread can.
-    from .backend import sharp
-    from .recompilation import isolated
+    from .backend.entry import sharp
+    from .integrations.recompile_limit import isolated
 
     inside = unwrap(model)
     torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
@@ -76,7 +76,7 @@ def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int
         raise ValueError("calibrate needs the inputs of a forward call, with content-free frames")
     profiles: dict[int, Tensor] = {}
     options: dict[str, Any] = {"retention": 1.0, "layer": layer, "segment": None, "debias": None, "dedup": None}
-    from .backend import sharp
+    from .backend.entry import sharp
 
     # Not the module itself: that may be compiled, with other options.
     measured = torch.compile(model.forward, backend=sharp, options=options | {"inner": "eager", "on_skip": "raise"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .shown import shown
+from .short_repr import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Calibration:
     profiles: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Calibration(layer={shown(self.layer)}, profiles={shown(self.profiles)})"
+        return f"Calibration(layer={short_repr(self.layer)}, profiles={short_repr(self.profiles)})"
 
     def table(self) -> tuple[Tensor, Tensor]:
         """All profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""

@@ -93,7 +93,7 @@ class Explanation:
             OSError: where the file can't be written.
         """
         try:
-            from .page.write import write_page
+            from .tools.html_report.write import write_page
         except ModuleNotFoundError as error:
             if error.name != "PIL":
                 raise
@@ -119,7 +119,7 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     """
     call: Callable[..., Any] = model
     if not any(part._compiled_call_impl is not None for part in model.modules()):
-        from .backend import sharp
+        from .backend.entry import sharp
         from .integrations import dynamo
 
         with dynamo.private():

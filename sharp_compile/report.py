@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:  # options may hold what a report is needed for: a calibration
-    from .config import Cut
+    from .options import Cut
 
 
 @dataclass

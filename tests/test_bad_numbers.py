@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sharp_compile
-from sharp_compile.config import SELECTORS
+from sharp_compile.options import SELECTORS
 from tests.toy import Toy, toy_inputs
 
 BAD = [float("nan"), float("inf"), -float("inf")]

@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
-from sharp_compile import backend, cli
+from sharp_compile.backend import inner
+from sharp_compile.tools import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,8 +42,8 @@ def name_of(page):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder with `my-model`, of moderate size and random weights, and `video.mp4`."""
-    from sharp_compile.demo import models
-    from sharp_compile.demo.run import CLIP
+    from sharp_compile.tools.demo import models
+    from sharp_compile.tools.demo.run import CLIP
 
     folder = tmp_path_factory.mktemp("checkpoint")
     with pytest.MonkeyPatch.context() as patch:
@@ -60,8 +61,8 @@ def namespace(checkpoint):
     import numpy
     from transformers import AutoProcessor
 
-    from sharp_compile.demo import models
-    from sharp_compile.demo.video import read
+    from sharp_compile.tools.demo import models
+    from sharp_compile.tools.demo.video import read
 
     clip = read(checkpoint / "video.mp4", 2)
     case = models.prepare(models.local(checkpoint / "my-model"), clip)
@@ -90,7 +91,7 @@ def eagerly(inner):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monkeypatch):
     """One after the other, as a reader would; what Inductor would compile runs eagerly, the demo shows that it can."""
-    monkeypatch.setattr(backend, "lookup_backend", eagerly)
+    monkeypatch.setattr(inner, "lookup_backend", eagerly)
     for name in ("my-model", "video.mp4"):
         (tmp_path / name).symlink_to(checkpoint / name)
     monkeypatch.chdir(tmp_path)
@@ -162,7 +163,7 @@ def test_inline_commands_are_known():
 
 def reasons():
     """The literal parts of every reason in the code, with its place; those that only hand a reason on have none."""
-    for path in [*(ROOT / "passes").glob("*.py"), ROOT / "sharp_compile" / "backend.py"]:
+    for path in [*(ROOT / "passes").rglob("*.py"), *(ROOT / "sharp_compile" / "backend").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             is_raised = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "CannotPrune"
             is_set = isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "reason"

@@ -6,8 +6,8 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
-from sharp_compile import backend
-from tests.test_linked_graphs import Broken
+from sharp_compile.backend import inner
+from tests.backend.test_cross_graph import Broken
 from tests.toy import Toy, toy_inputs
 
 OPTIONS = {"inner": "eager", "retention": 0.25}
@@ -26,7 +26,7 @@ def test_explain_a_compiled_model(capsys):
 
 
 def test_explain_compiles_a_model_that_is_not(capsys, monkeypatch):
-    monkeypatch.setattr(backend, "lookup_backend", lambda _: lookup_backend("eager"))
+    monkeypatch.setattr(inner, "lookup_backend", lambda _: lookup_backend("eager"))
     model = Toy()
     explanation = sharp_compile.explain(model, ids=torch.arange(8)[None], features=torch.randn(0, 16))
     assert explanation.graphs

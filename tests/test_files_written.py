@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sharp_compile import cli, record
+from sharp_compile.tools import cli, results_io
 
 COMMANDS = [
     ("demo", "--output"),
@@ -62,7 +62,7 @@ def test_a_full_disk_is_an_error_that_names_the_file():
     if not full.exists():
         pytest.skip("this system has no device that is full")
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        record.write(full, b"numbers")
+        results_io.write(full, b"numbers")
     assert stat.S_ISCHR(full.stat().st_mode), "a device is written into, not replaced"
 
 
@@ -71,7 +71,7 @@ def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(pipe)
     descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        record.write(pipe, b"numbers")
+        results_io.write(pipe, b"numbers")
         assert os.read(descriptor, 100) == b"numbers"
     finally:
         os.close(descriptor)
@@ -80,7 +80,7 @@ def test_a_pipe_is_written_into(tmp_path):
 def test_a_link_is_followed_and_a_long_name_written(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     link.symlink_to(target)
-    record.write(link, b"numbers")
+    results_io.write(link, b"numbers")
     assert link.is_symlink() and target.read_bytes() == b"numbers"
-    record.write(tmp_path / ("a" * 255), b"numbers")
+    results_io.write(tmp_path / ("a" * 255), b"numbers")
     assert sorted(len(each.name) for each in tmp_path.iterdir()) == [4, 6, 255]

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model
+from tests.backend.test_tail_graph import expanded
 from tests.support import TOLERANCE, forward, generate
-from tests.test_tail import expanded
 
 LAYERS = 4
 CASE = {"selector": "uniform", "retention": 0.25, "layer": 1}

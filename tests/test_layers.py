@@ -18,15 +18,11 @@ import networkx as nx
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"sharp_compile.kernels": "kernels", "sharp_compile.passes": "passes", "sharp_compile": "sharp_compile"}
 # What the user asked for, and how it is shown to people what is done: all floors may read these.
-DATA = {"config", "parts", "calibration", "shown", "requirements", "observability"}
+DATA = {"options", "sharp_options", "calibration", "short_repr", "requirements", "observability"}
 API = {"api", "explain", ""}
-TOOLS = {
-    *("batch", "bench", "cli", "demo", "evaluation", "page"),
-    *("checkpoint", "quiet", "record", "timing", "twin"),
-}
 FLOORS = ["data", "kernels", "selectors", "passes", "backend", "api", "tools"]
 # `Explanation.to_html` is a door to a tool, which is loaded when it is opened.
-DOORS = {("sharp_compile.explain", "sharp_compile.page.write")}
+DOORS = {("sharp_compile.explain", "sharp_compile.tools.html_report.write")}
 
 
 def floor(module: str) -> int:
@@ -35,7 +31,7 @@ def floor(module: str) -> int:
         return FLOORS.index("data")
     if part in ("kernels", "selectors", "passes"):
         return FLOORS.index(part)
-    return FLOORS.index("api" if part in API else "tools" if part in TOOLS else "backend")
+    return FLOORS.index("api" if part in API else "tools" if part == "tools" else "backend")
 
 
 def modules() -> dict[str, Path]:

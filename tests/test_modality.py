@@ -85,8 +85,8 @@ def test_what_is_not_asked_for_is_kept_and_reported(asked, video, audio):
 
 
 def test_where_it_can_not_be_told_it_is_declined(monkeypatch):
-    monkeypatch.setattr("sharp_compile.backend.modality_of", lambda features: None)
-    monkeypatch.setattr("sharp_compile.backend.kind_of_mask", lambda mask: "unknown")
+    monkeypatch.setattr("sharp_compile.backend.single_graph.modality_of", lambda features: None)
+    monkeypatch.setattr("sharp_compile.backend.single_graph.kind_of_mask", lambda mask: "unknown")
     with pytest.raises(CannotPrune, match="nothing shows which of them are injected here"):
         run(Omni(), omni_inputs())
     torch._dynamo.reset()

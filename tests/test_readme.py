@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from sharp_compile.config import DEFAULTS
+from sharp_compile.options import DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 

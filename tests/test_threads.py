@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import sharp_compile
-from sharp_compile import link, report
-from sharp_compile.link import Links
+from sharp_compile import report, tensor_records
+from sharp_compile.backend.injection_registry import InjectionRegistry
 from sharp_compile.report import latest_kept
 from tests.architectures import ARCHITECTURES, shared_model
-from tests.test_linked_graphs import Broken
+from tests.backend.test_cross_graph import Broken
 from tests.toy import Toy, toy_inputs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -136,13 +136,13 @@ def test_each_thread_has_its_own_visual_tokens():
 def test_text_is_told_of_while_another_thread_compiles():
     """`torch.compiler.is_compiling` speaks of all threads; whose ids show visual tokens is told nevertheless."""
     from sharp_compile.integrations.transformers import prompt
-    from sharp_compile.said import _said
+    from sharp_compile.visual_annotation import _annotated
 
     class Model(torch.nn.Module):
         config = type("Config", (), {"video_token_id": 49})
 
         def forward(self, input_ids):
-            return _said.get()
+            return _annotated.get()
 
     model = Model()
     tell = prompt.telling(model.forward, prompt.inspect.signature(model.forward), model, {})
@@ -163,21 +163,21 @@ def test_what_another_thread_does_is_not_watched():
 
 def test_the_collector_may_run_while_embeddings_are_published(monkeypatch):
     """Then it tells of others that are gone, in the middle of it."""
-    links, gone = Links(), []
+    registry, gone = InjectionRegistry(), []
     old = torch.zeros(1, 2, 3)
-    links.publish(old, torch.zeros(1, 2), 1, lambda: gone.append(True))
+    registry.publish(old, torch.zeros(1, 2), 1, lambda: gone.append(True))
     circle = [old]
     circle.append(circle)
     del old, circle
-    version = link._version
+    version = tensor_records._version
 
     def collecting(value):
         gc.collect()
         return version(value)
 
-    monkeypatch.setattr(link, "_version", collecting)
+    monkeypatch.setattr(tensor_records, "_version", collecting)
     new = torch.zeros(1, 2, 3)
-    thread = threading.Thread(target=links.publish, args=(new, torch.zeros(1, 2), 1, lambda: None), daemon=True)
+    thread = threading.Thread(target=registry.publish, args=(new, torch.zeros(1, 2), 1, lambda: None), daemon=True)
     thread.start()
     thread.join(20)
     assert not thread.is_alive() and gone == [True]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Node
 
-from ...config import Cut
+from ...options import Cut
 from ..errors import CannotPrune
 from ..fx.nodes import arguments, example_tensor, is_hidden_states
 from .attention import Attention

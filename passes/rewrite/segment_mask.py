@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ...kernels.segment_attention import inside
-from ...parts import Segment
 from ...selectors.sharp.segments import segments
+from ...sharp_options import Segment
 from ..analysis.attention import Attention, sdpa_arguments
 from ..analysis.decoder import Decoder, find_entering
 from ..errors import CannotPrune

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import Config
+from ..options import Config
 from ..passes.errors import CannotPrune
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..config import Config
+from ..options import Config
 
 Backend = Callable[..., Any]
 

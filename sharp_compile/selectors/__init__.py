@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..config import Config
+from ..options import Config
 from .context import Context
 from .diversity import diversity
 from .fastv import fastv

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import sharp_compile
-from sharp_compile.backend import sharp
+from sharp_compile.backend.entry import sharp
 from tests.fuzz.programs import IN_ORDER, ON_TOKENS, Eagerly, Layer, Program, graph_of
 
 CLOSE = {"atol": 2e-4, "rtol": 2e-3}

@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sharp_compile.calibration import Calibration
-from sharp_compile.config import DEFAULTS, ON_SKIP, SELECTORS, Config
-from sharp_compile.parts import FEATURES, FORMS, SCOPES
+from sharp_compile.options import DEFAULTS, ON_SKIP, SELECTORS, Config
+from sharp_compile.sharp_options import FEATURES, FORMS, SCOPES
 
 
 def fails(*_, **__):

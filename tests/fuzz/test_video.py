@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sharp_compile.demo import DemoError, video
+from sharp_compile.tools.demo import DemoError, video
 
 CLIP = (Path(video.__file__).with_name("clip.mp4")).read_bytes()
 # Where a change matters most: the boxes of the file are in front, their index behind.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sharp_compile.config import Config
+from sharp_compile.options import Config
 from sharp_compile.selectors import rule
 from tests.selectors.test_selectors import context, kept_positions
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sharp_compile
-from tests.test_linked_graphs import Broken
+from tests.backend.test_cross_graph import Broken
 from tests.toy import Toy, toy_inputs
 
 PEERS = ["pyramiddrop", "feather", "sparsevlm", "visiondrop"]

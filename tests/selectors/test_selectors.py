@@ -5,7 +5,7 @@ import torch
 from sharp_compile.kernels.keep import keep_counts, keep_positions, leading
 from torch.testing import assert_close
 
-from sharp_compile.config import Config
+from sharp_compile.options import Config
 from sharp_compile.selectors import Context
 from sharp_compile.selectors import rule as rule_of
 from sharp_compile.selectors.context import among

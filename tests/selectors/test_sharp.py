@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from sharp_compile.calibration import Calibration
-from sharp_compile.parts import Dedup, Segment
 from sharp_compile.selectors.sharp.dedup import demote_copies
 from sharp_compile.selectors.sharp.segments import segments
+from sharp_compile.sharp_options import Dedup, Segment
 from tests.selectors.test_selectors import context, kept_positions, rule
 
 OFF = {"selector": "sharp", "segment": None, "debias": None, "dedup": None}

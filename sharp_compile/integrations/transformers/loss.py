@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...link import Shortened, shortened
+from ...tensor_records import Shortened, shortened
 
 _IGNORED = -100
 _SMOOTHING = "transformers.trainer_pt_utils"

@@ -69,7 +69,7 @@ def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
     """Compiles the models in a model that can generate, unless they are so already, or by the user."""
     from transformers import GenerationMixin
 
-    from ...recompilation import isolated
+    from ..recompile_limit import isolated
 
     for part in model.modules():
         is_ours = part in _parts

@@ -1,7 +1,7 @@
 """Tells where the visual tokens of a prompt are, by its token ids.
 
 For models of transformers that put visual features among the embeddings in code that Dynamo runs eagerly, so that no
-graph shows it (see `said`).
+graph shows it (see `visual_annotation`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...said import visual_tokens
+from ...visual_annotation import visual_tokens
 from .calls import calls_under_way
 from .modality import placeholder_ids
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...link import MARK
+from ...tensor_records import KEPT_POSITIONS
 
 _NAME = "load_balancing_loss_func"
 
@@ -37,7 +37,7 @@ def _of_own_tokens(loss: Callable[..., Any]) -> Callable[..., Any]:
         gate_logits: Any, num_experts: Any = None, top_k: Any = 2, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
         if attention_mask is not None and attention_mask.ndim == 2 and isinstance(gate_logits, tuple):
-            kept = [getattr(gate, MARK, None) for gate in gate_logits]
+            kept = [getattr(gate, KEPT_POSITIONS, None) for gate in gate_logits]
             if any(positions is not None for positions in kept):
                 device = gate_logits[0].device
                 masks = [attention_mask if at is None else attention_mask.gather(1, at) for at in kept]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...parts import Debias, Dedup, Segment
+from ...sharp_options import Debias, Dedup, Segment
 from ..context import Context
 from .debias import debiased, measured
 from .dedup import demote_copies

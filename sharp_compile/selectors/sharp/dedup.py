@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...kernels.near_copies import near_copies
-from ...parts import Dedup
+from ...sharp_options import Dedup
 from ..context import Context
 
 # What is left of a copy's score: less, and many copies of what matters most are given up for what matters hardly.

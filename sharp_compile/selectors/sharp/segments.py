@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels.received_attention import received_attention
 from ...kernels.segment_attention import inside
 from ...kernels.shift import shifted
-from ...parts import Segment
+from ...sharp_options import Segment
 from ..context import Context
 from .dedup import content
 

@@ -84,7 +84,7 @@ def test_a_call_tells_of_its_own_visual_tokens_only(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: vars(self).update(_compiled_call_impl=see))
 
     def see(*args, **kwargs):
-        told.append(sharp_compile.said._said.get())
+        told.append(sharp_compile.visual_annotation._annotated.get())
 
     fast = sharp_compile.compile(model)
     forward(fast, inputs)

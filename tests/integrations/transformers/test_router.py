@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from sharp_compile.integrations.transformers import router
-from sharp_compile.link import MARK
+from sharp_compile.tensor_records import KEPT_POSITIONS
 
 KEPT = torch.tensor([[0, 2, 5], [1, 4, 5]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
@@ -21,7 +21,7 @@ def loss():
 def test_each_layer_weighs_its_own_tokens(loss):
     torch.manual_seed(0)
     whole, short = torch.randn(12, 4), torch.randn(6, 4)
-    setattr(short, MARK, KEPT)
+    setattr(short, KEPT_POSITIONS, KEPT)
     actual = loss((whole, short), 4, 2, MASK)
     weight = torch.cat([MASK.flatten(), MASK.gather(1, KEPT).flatten()]).float()
     scores = torch.cat([whole, short]).softmax(-1)

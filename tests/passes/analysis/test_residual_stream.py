@@ -11,7 +11,7 @@ import sharp_compile
 from sharp_compile import CannotPrune
 from sharp_compile.report import latest_kept
 from tests import oracle
-from tests.test_linked_graphs import Broken
+from tests.backend.test_cross_graph import Broken
 from tests.toy import Layer, Toy, toy_inputs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

@@ -9,7 +9,7 @@ from sharp_compile.passes.token_dim.op_rules import Marks
 from sharp_compile.passes.token_dim.solver import NodePlan, Plans
 from torch.fx import Graph, Interpreter
 
-from tests.test_linked_graphs import Broken
+from tests.backend.test_cross_graph import Broken
 from tests.toy import Toy, toy_inputs
 
 CUTS = [{"layer": 1, "retention": 0.25}, {"stages": [(0, 0.5), (2, 0.25)]}, {"layer": 0, "hoist": False}]

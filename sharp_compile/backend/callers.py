@@ -1,0 +1,60 @@
+"""Who reads what a pruned graph returns: code of the same compiled call, or the user."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from ..integrations import transformers
+
+_TORCH = str(Path(torch.__file__).parent)
+# Ours, and the decorators of Python itself.
+_PYTHON = sysconfig.get_path("stdlib")
+_OTHERS = (_TORCH, str(Path(__file__).parents[1]), f"{_PYTHON}/contextlib", f"{_PYTHON}/functools")
+_RESUMED = "torch_dynamo_resume_in"  # what Dynamo names the rest of a function behind a break, which that calls
+_ENTRY = "compile_wrapper"  # what `torch.compile` calls a model by
+
+
+def goes_on(broke: bool) -> bool:
+    """Whether code of the compiled call that is running reads what the graph returns, before the user does.
+
+    That is code behind Dynamo's break, and that of modules around the one that holds the graph. A module of
+    transformers without a head only hands its decoder's states on.
+
+    Args:
+        broke: whether Dynamo ended the graph by a break, so that its own function goes on.
+    """
+    frames = _frames_of_call()
+    holder = _module(frames[0]) if frames else None
+    if broke and frames and not transformers.hands_states_on(holder):
+        return True
+    return any(
+        _module(frame) is not holder and not transformers.hands_states_on(_module(frame)) for frame in frames[1:]
+    )
+
+
+def _frames_of_call() -> list[FrameType]:
+    """The frames of the model's code from the one that called the graph to the compiled call, innermost first."""
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if frame.f_code.co_name == _ENTRY and file.startswith(_TORCH):
+            return frames
+        if not file.startswith(_OTHERS) and not frame.f_code.co_name.startswith(_RESUMED):
+            frames.append(frame)
+        frame = frame.f_back
+    return []
+
+
+def _module(frame: FrameType) -> nn.Module | None:
+    """The module that a frame runs a method of, or a decorator around one; None for other functions."""
+    names = frame.f_code.co_varnames
+    first = frame.f_locals.get(names[0]) if names else None
+    first = first[0] if isinstance(first, tuple) and first else first
+    return first if isinstance(first, nn.Module) else None

@@ -1,0 +1,179 @@
+"""Graphs when they run: which version of one, and what a pruned one hands back."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+from torch import Tensor
+from torch._dynamo.eval_frame import _TorchDynamoContext
+from torch.fx import GraphModule
+
+from .. import report
+from ..flops import count_flops
+from ..passes.context import PruneResult, kept_at
+from ..report import GraphReport
+from .tail_graph import hand_on
+
+Compiled = Callable[..., Any]
+
+# The function that `torch.compile` returns, whatever it wraps.
+_COMPILE_WRAPPER = next(
+    (
+        constant
+        for constant in _TorchDynamoContext.__call__.__code__.co_consts
+        if isinstance(constant, CodeType) and constant.co_name == "compile_wrapper"
+    ),
+    None,
+)
+
+
+def active_backend() -> Any:
+    """The backend, with its options, of the innermost `torch.compile` that this thread is in; None outside of all."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _COMPILE_WRAPPER:
+            callback = frame.f_locals["self"].callback
+            return _innermost(callback) if callable(callback) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+class CompiledPerSetting:
+    """A graph, compiled for each setting that it is called with.
+
+    A function that reached Dynamo's limit of recompilations runs what was compiled before by its guards alone: with
+    whatever backend and options that was. So a graph may be called by users of other options, and by users of another
+    backend, who get what they would have got without the limit: the graph compiled as they asked.
+
+    Attributes:
+        latest: the backend of the latest call, and what ran.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        setting: Any,
+        setting_of: Callable[[Any], Any],
+        compile_for: Callable[[Any, Any, Sequence[Any]], Compiled],
+    ) -> None:
+        """Take a graph that was just compiled.
+
+        Args:
+            compiled: the graph, for the backend that is active now.
+            setting: the options that it was compiled with.
+            setting_of: gives the options of a backend; None for a backend of others.
+            compile_for: compiles the graph anew, for a backend, its options or None, and the inputs of a call.
+        """
+        self.setting_of, self.compile_for = setting_of, compile_for
+        self.latest = backend, _ = active_backend(), compiled
+        # A backend of others that calls this one is known by itself.
+        self.versions: list[tuple[Any, Compiled]] = [(setting, compiled), (backend, compiled)]
+        self.lock = threading.RLock()
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the graph on inputs like those it was traced with."""
+        backend, compiled = self.latest
+        active = active_backend()
+        if active is None:
+            _, compiled = self.versions[0]
+        elif active is not backend:
+            compiled = self._version(active, args)
+            self.latest = active, compiled
+        return compiled(*args)
+
+    def _version(self, active: Any, args: Sequence[Any]) -> Compiled:
+        setting = self.setting_of(active)
+        key = active if setting is None else setting
+        with self.lock:
+            for known, compiled in self.versions:
+                if known is not None and known == key:
+                    return compiled
+            compiled = self.compile_for(active, setting, args)
+            self.versions.append((key, compiled))
+            return compiled
+
+
+class PrunedGraph:
+    """A pruned graph as Dynamo expects it: its auxiliary outputs, which come last, go to the report.
+
+    Attributes:
+        compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
+        report: that of the graph.
+        pruned: what was done to the graph; ``aux_outputs`` are the names of the auxiliary outputs.
+        graphs: before and after pruning, for those who want to know what they take.
+        count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
+            where the graph may be run for it.
+        run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        made: GraphReport,
+        pruned: PruneResult,
+        graphs: tuple[GraphModule, GraphModule],
+        count_text: Compiled | None,
+        run_unpruned: Compiled | None,
+        warn: bool,
+    ) -> None:
+        self.compiled, self.report, self.pruned, self.graphs = compiled, made, pruned, graphs
+        self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
+        ended = getattr(graphs[0], "compile_subgraph_reason", None)
+        self.broke: bool = ended is not None and ended.graph_break
+
+    def __call__(self, *args: Any) -> Sequence[Any]:
+        """Runs the graph on inputs like those it was traced with.
+
+        Raises:
+            ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
+        """
+        if self.count_text is not None:
+            text, kept = self.count_text(*args)
+            if has_too_much(text, kept):
+                return self._run_unpruned(text, kept, args)
+        results, told = self.compiled(*args), self.pruned.aux_outputs
+        extra = dict(zip(told, results[-len(told) :], strict=True))
+        text, kept = extra.pop("text"), extra["kept"]
+        stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
+        if has_too_much(text, kept.shape[1]):
+            return self._run_unpruned(text, kept.shape[1], args)
+        report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
+        if report.flops_wanted():
+            self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
+        length = extra["frame"].shape[1]
+        given = self.pruned.returned, self.pruned.states
+        return tuple(hand_on(results[: -len(told)], *given, stages, length, self.broke))
+
+    def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
+        row = int(text.argmax())
+        reason = (
+            f"row {row} of the batch has {int(text[row])} text tokens, but only {kept} positions are kept: its visual "
+            "tokens and padding are fewer than what is dropped of every row. The batch mixes videos with rows of "
+            "little or no video; run those apart, or with a higher retention"
+        )
+        if self.run_unpruned is None:
+            raise ValueError(reason)
+        if self.warn:
+            self.warn = False
+            warnings.warn(f"sharp_compile runs this call unpruned, and others like it: {reason}", stacklevel=3)
+        report.keep(self.report, None)
+        results: Sequence[Any] = self.run_unpruned(*args)
+        return results
+
+
+def has_too_much(text: Tensor, kept: int) -> bool:
+    """Whether a row has more `text` tokens ``[B]`` than positions are kept of it."""
+    # Meta tensors have shapes and no data to check.
+    return not text.is_meta and int(text.max()) > kept
+
+
+def _innermost(backend: Any) -> Any:
+    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    return backend

@@ -1,0 +1,122 @@
+"""`sharp-compile bench`."""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import check_folders, fail
+
+_TIMED = ("repeats", "decode", "eager", "plot_time", "plot_speedup")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def bench(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A decoder by name; a wrong one lists them.")] = "qwen2-7b",
+    width: Annotated[
+        int | None,
+        typer.Option(help="Scale the model to this hidden size.  [default: 512; with --meta: the model's own]"),
+    ] = None,
+    full_size: Annotated[bool, typer.Option("--full-size", help="Do not scale the model.")] = False,
+    layers: Annotated[int | None, typer.Option(min=2, help="Layers.  [default: the model's own]")] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Visual tokens, may be repeated.  [default: 4096, 4116 with --vision; with --meta: 6273, 6272]"
+        ),
+    ] = None,
+    retention: Annotated[list[float], typer.Option(help="Shares of the visual tokens kept, may be repeated.")] = [0.10],  # noqa: B006
+    layer: Annotated[list[int], typer.Option(help="Layers after which the others are dropped, may be repeated.")] = [1],  # noqa: B006
+    stages: Annotated[
+        list[str] | None, typer.Option(help="Several cuts instead, as LAYER:SHARE,LAYER:SHARE; may be repeated.")
+    ] = None,
+    selector: Annotated[list[str], typer.Option(help="Rules, may be repeated.")] = ["sharp"],  # noqa: B006
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32; with --meta: bfloat16]")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each way.")] = 5,
+    decode: Annotated[int, typer.Option(min=0, help="Decoding steps that are timed; 0 for none.")] = 8,
+    eager: Annotated[bool, typer.Option(help="Also time eager mode and FastV patched by hand.")] = True,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Put a vision tower in front: SigLIP, 196 tokens a frame, scaled alike.")
+    ] = False,
+    mask: Annotated[bool, typer.Option(help="Give an attention mask, as processors do.")] = True,
+    meta: Annotated[bool, typer.Option("--meta", help="Count instead of running: no time, any size.")] = False,
+    plot_time: Annotated[Path | None, typer.Option(help="Draw time against tokens into this PNG file.")] = None,
+    plot_speedup: Annotated[
+        Path | None, typer.Option(help="Draw speed-up against retention into this PNG file.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
+) -> None:
+    """Time the prefill of a decoder with random weights: eager, Inductor, FastV by hand, and sharp.
+
+    Each row also tells its FLOPs and how near it comes to the speed-up that they allow. By default the decoder has the
+    layers and proportions of Qwen2-7B at a width that runs on a laptop. With --meta nothing runs: FLOPs, bytes moved,
+    cache and peak memory of models of any size.
+    """
+    if meta:
+        for name in _TIMED:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                fail(f"--{name.replace('_', '-')} is for what is run, without --meta")
+    if full_size and width is not None:
+        fail(f"--width {width}: give it or --full-size, not both")
+    dtype = dtype or ("bfloat16" if meta else "float32")
+    if dtype not in _DTYPES:
+        fail(f"--dtype {dtype}: there are {', '.join(_DTYPES)}")
+    check_folders(plot_time, plot_speedup, json)
+    if (plot_time or plot_speedup) and importlib.util.find_spec("matplotlib") is None:
+        fail("--plot-time and --plot-speedup need matplotlib: pip install 'sharp-compile[bench]'")
+
+    from sharp_compile import CannotPrune
+    from sharp_compile.options import Config
+    from sharp_compile.tools import results_io
+    from sharp_compile.tools.bench import BenchError
+    from sharp_compile.tools.bench.decoders import SHAPES
+    from sharp_compile.tools.bench.run import Request, count, fits, run
+
+    if model not in SHAPES:
+        fail(f"--model {model}: there are {', '.join(SHAPES)}")
+    cuts: list[dict[str, Any]] = [{"layer": each, "retention": share} for each, share in product(layer, retention)]
+    if stages:
+        cuts = [{"stages": _stages(text)} for text in stages]
+    scaled = width if width is not None or meta or full_size else 512
+    # Whole frames of 196 tokens; without a tower, LLaVA-OneVision's token behind them is one of the video's.
+    usual = (6272 if vision else 6273) if meta else (4116 if vision else 4096)
+    request = Request(
+        model, scaled, layers, tokens or [usual], cuts, selector, dtype, repeats, decode, eager, vision, mask
+    )
+    try:
+        for cut, each in product(cuts, selector):
+            for parsed in Config.parse({**cut, "selector": each}).cuts:
+                if parsed.layer + 1 >= request.depth:
+                    fail(f"--layer {parsed.layer}: the model has {request.depth} layers, and one must follow")
+        if meta:
+            counted = count(request)
+            if json is not None:
+                results_io.write_json(json, counted)
+            return
+        rows = run(request)
+        if json is not None:
+            results_io.write_json(json, rows, fits=fits(rows))
+        if plot_time is not None or plot_speedup is not None:
+            from sharp_compile.tools.bench import plot
+
+            if plot_time is not None:
+                plot.plot_time(plot_time, rows)
+            if plot_speedup is not None:
+                plot.plot_speedup(plot_speedup, rows)
+    except (BenchError, CannotPrune, ValueError, OSError) as error:
+        fail(error)
+
+
+def _stages(text: str) -> list[tuple[int, float]]:
+    try:
+        return [(int(layer), float(share)) for layer, share in (each.split(":") for each in text.split(","))]
+    except ValueError:
+        fail(f"--stages {text}: must be LAYER:SHARE,LAYER:SHARE, such as 1:0.5,9:0.1")

@@ -1,0 +1,110 @@
+"""`sharp-compile bench`: options, tables, the JSON file and the plots."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sharp_compile.tools import cli
+from sharp_compile.tools.bench.rows import Row
+from sharp_compile.tools.bench.run import fits
+
+CONTRACT = {
+    *("name", "model", "layers", "sequence_length", "pruned_length", "retention", "layer", "median_s"),
+    *("speedup_vs_inductor", "flops", "flop_limit", "fraction_of_limit", "peak_bytes", "compile_s", "passes_s"),
+    "decode_s_per_token",
+}
+META = {"flops", "flops_share", "kv_bytes", "activation_peak_bytes"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+@pytest.mark.parametrize("decode", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_small_benchmark(tmp_path, decode):
+    numbers, time, speed = tmp_path / "numbers.json", tmp_path / "time.png", tmp_path / "speed.png"
+    result = run(
+        *("--width", 128, "--layers", 2, "--layer", 0, "--tokens", 64, "--repeats", 2, "--decode", decode),
+        *("--selector", "fastv", "--json", numbers, "--plot-time", time, "--plot-speedup", speed),
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(numbers.read_text())
+    rows = content["rows"]
+    names = ["eager", "inductor", "handpatched", "sharp", "sharp-end"]
+    assert [row["name"] for row in rows] == names
+    assert all(set(row) >= CONTRACT and row["median_s"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    eager, plain, by_hand, sharp, end = rows
+    assert eager["flops"] == plain["flops"] > end["flops"] > sharp["flops"]
+    assert by_hand["flops"] == end["flops"]
+    assert plain["speedup_vs_inductor"] == 1
+    assert sharp["speedup_vs_inductor"] == pytest.approx(plain["median_s"] / sharp["median_s"])
+    assert sharp["fraction_of_limit"] == pytest.approx(sharp["speedup_vs_inductor"] / sharp["flop_limit"])
+    assert sharp["pruned_length"] == by_hand["pruned_length"] < sharp["sequence_length"]
+    assert sharp["passes_s"] > 0 and plain["passes_s"] is None
+    assert (sharp["decode_s_per_token"] or 0) > 0 if decode else sharp["decode_s_per_token"] is None
+    assert content["fits"] == []
+    assert all(row["seconds_by_kind"]["products"] > 0 for row in rows) and not any(row["vision"] for row in rows)
+    assert all(Image.open(picture).size[0] > 400 for picture in (time, speed))
+    assert "speed-up: over plain Inductor" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_with_a_vision_tower_and_without_a_mask(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    result = run(
+        *("--width", 128, "--layers", 3, "--tokens", 196, "--repeats", 1, "--decode", 1, "--vision", "--no-mask"),
+        *("--json", numbers),
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(numbers.read_text())["rows"]
+    assert all(row["vision"] and row["decode_s_per_token"] > 0 for row in rows)
+    assert "behind a vision tower of 3 layers" in " ".join(result.output.split())
+
+
+def test_a_fit_finds_the_shape():
+    empty = dict.fromkeys((field.name for field in fields(Row)), 0) | {"name": "sharp", "selector": "fastv"}
+    rows = [
+        Row(**empty | {"sequence_length": length, "median_s": 2e-4 * length + 3e-8 * length**2})
+        for length in (1000, 2000, 4000)
+    ]
+    (found,) = fits(rows)
+    assert found["name"] == "sharp"
+    assert found["seconds_per_token"] == pytest.approx(2e-4)
+    assert found["seconds_per_pair"] == pytest.approx(3e-8)
+    assert 1 < found["exponent"] < 2
+    assert fits(rows[:1]) == []
+
+
+def test_counting(tmp_path):
+    numbers = tmp_path / "numbers.json"
+    result = run("--meta", "--model", "llava-onevision-0.5b", "--stages", "0:0.5,1:0.1", "--json", numbers)
+    assert result.exit_code == 0, result.output
+    full, pruned = json.loads(numbers.read_text())["rows"]
+    assert set(full) >= META and set(pruned) >= META
+    assert full["flops_share"] == 1 and 0 < pruned["flops_share"] < 0.3
+    assert (full["sequence_length"], pruned["layer"], pruned["retention"]) == (6305, 1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "gpt"], "--model gpt: there are qwen2-0.5b"),
+        (["--width", 100], "--width 100: must be a multiple of the width of a head"),
+        (["--width", 512, "--full-size"], "give it or --full-size, not both"),
+        (["--layers", 4, "--layer", 3], "--layer 3: the model has 4 layers, and one must follow"),
+        (["--retention", 0], "option retention=0"),
+        (["--selector", "fast"], "option selector='fast'"),
+        (["--dtype", "int8"], "--dtype int8: there are float32"),
+        (["--stages", "1-0.5"], "must be LAYER:SHARE"),
+        (["--vision", "--tokens", 100], "--tokens 100: must be a multiple of 196"),
+        (["--meta", "--repeats", 3], "--repeats is for what is run, without --meta"),
+        (["--json", "/nowhere/numbers.json"], "there is no folder"),
+    ],
+)
+def test_bad_options(arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert message in result.output.replace("\n", " ")
