@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from . import requirements
+from . import patches, requirements
 
 requirements.check("torch", "transformers")
 
@@ -30,6 +30,7 @@ __all__ = [
     "calibrate",
     "compile",
     "explain",
+    "patches",
     "reports",
     "reset",
     "visual_tokens",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import report
+from . import patches, report
 from .calibration import Calibration
 from .integrations.transformers.prompt import tell_visual_tokens
 from .options import Config
@@ -43,6 +43,7 @@ def compile(model: Model, **options: object) -> Model:
     from .backend.entry import sharp
     from .integrations.recompile_limit import isolated
 
+    patches.install()
     inside = unwrap(model)
     torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
     tell_visual_tokens(inside, options)

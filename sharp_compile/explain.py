@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import report
+from . import patches, report
+from .patches import Patch
 from .report import GraphReport
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Explanation:
         graphs: a report for each graph that it was given, in order, as it was behind the call.
         layers: what each layer's cache holds; empty where the call returned no cache.
         inputs: what the model was called with.
+        patches: what is changed in torch and transformers for it.
     """
 
     graphs: tuple[GraphReport, ...]
     layers: tuple[CachedLayer, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    patches: tuple[Patch, ...] = field(default=(), repr=False)
 
     @property
     def pruned(self) -> bool:
@@ -71,6 +74,22 @@ class Explanation:
                 table.add_row(numbers, cut, sequence, visual, graph.reason)
             else:
                 table.add_row(numbers, "-", "-", "-", graph.reason)
+        return table
+
+    def patch_table(self) -> Table:
+        """What is changed in torch and transformers, for people: by where it acts. `patches` has the reasons."""
+        from rich.table import Table
+
+        table = Table(title="changed in torch and transformers (more: sharp_compile.patches.status())")
+        for column in ("where it acts", "what"):
+            table.add_column(column)
+        targets: dict[str, list[str]] = {}
+        for patch in self.patches:
+            # A class and its method, or a module and its function: whole names don't fit a terminal.
+            targets.setdefault(patch.acts, []).append(".".join(patch.target.split(".")[-2:]))
+        for acts, names in targets.items():
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            table.add_row(acts, f"{', '.join(names[:2])}{more}")
         return table
 
     def to_html(
@@ -127,10 +146,11 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.
-    explanation = Explanation(tuple(replace(graph) for graph in graphs), _cached(output), inputs)
+    shown = tuple(replace(graph) for graph in graphs)
+    explanation = Explanation(shown, _cached(output), inputs, tuple(patches.status()))
     from rich.console import Console
 
-    Console().print(explanation.table())
+    Console().print(explanation.table(), explanation.patch_table())
     return explanation
 
 

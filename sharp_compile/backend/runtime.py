@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.eval_frame import _TorchDynamoContext
 from torch.fx import GraphModule
 
-from .. import report
+from .. import patches, report
 from ..flops import count_flops
 from ..passes.context import PruneResult, kept_at
 from ..report import GraphReport
@@ -132,6 +132,7 @@ class PrunedGraph:
         Raises:
             ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
         """
+        patches.install()
         if self.count_text is not None:
             text, kept = self.count_text(*args)
             if has_too_much(text, kept):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from .. import patches
 from .on_import import on_import
 
 _NAME = "SHARP"
@@ -30,4 +31,12 @@ def _add_name(dataclasses: ModuleType) -> None:
     def missing(cls: type, value: Any) -> Any:
         return member if value == _NAME else before(value)
 
-    kind._missing_ = classmethod(missing)
+    patches.change(
+        "accelerate.utils.dataclasses.DynamoBackend",
+        f"knows {_NAME!r}",
+        lambda: setattr(kind, "_missing_", classmethod(missing)),
+        lambda: setattr(kind, "_missing_", before),
+        versions="accelerate 1.15",
+        why="it refuses the names of backends that it does not list",
+        acts=f"the name {_NAME!r} alone",
+    )

@@ -22,6 +22,7 @@ import torch
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, innermost_backend
 from torch._dynamo.utils import get_optimize_ddp_mode
 
+from .. import patches
 from . import regions, transformers
 from .declined import decline
 from .marked import holds_compiled, mark
@@ -33,16 +34,25 @@ _is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
 def install(backend: Backend) -> None:
     """Has Dynamo tell of what is compiled with `backend`."""
-    original = OptimizeContext.__call__
+    patches.replace(
+        OptimizeContext,
+        "__call__",
+        functools.partial(_noticing, backend=backend),
+        versions=patches.TORCH,
+        why="a module's own generate, wrappers and threads would run what they call uncompiled, in silence",
+        acts="what is compiled with this backend",
+    )
+    regions.keep_in_threads()
 
+
+def _noticing(original: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(context: OptimizeContext, target: Any) -> Any:
         if _backend_of(context) is not backend or _is_private.get():
             return original(context, target)
         return _compile(functools.partial(original, context), context, target)
 
-    OptimizeContext.__call__ = call  # type: ignore[assignment, method-assign]
-    regions.keep_in_threads()
+    return call
 
 
 @contextmanager

@@ -12,30 +12,52 @@ from collections.abc import Callable
 
 from torch._dynamo import utils
 
+from .. import patches
+
 _LOGGED = {
     "torch._dynamo.variables.tensor": "Graph break from `Tensor.item()`",
     # `recompilation` says it, with what to do.
     "torch._dynamo.convert_frame": "torch._dynamo hit config.",
 }
+_WHY = "what needs no action would precede the first result in thirty lines"
 _WARNED = "Dynamo detected a call to a `functools.lru_cache`-wrapped"
 
 
 def filter_messages(is_ours: Callable[[], bool]) -> None:
     """Hides expected messages from now on, where `is_ours` says that the backend at work is this one."""
     for name, begins in _LOGGED.items():
+        _filter_log(name, begins, is_ours)
+    if hasattr(utils, "warn_once"):
+        patches.replace(
+            utils,
+            "warn_once",
+            functools.partial(_without_expected, is_ours=is_ours),
+            versions=patches.TORCH,
+            why=_WHY,
+            acts="compilations for this backend",
+        )
 
-        def is_news(record: logging.LogRecord, begins: str = begins) -> bool:
-            return not (str(record.msg).startswith(begins) and is_ours())
 
-        logging.getLogger(name).addFilter(is_news)
+def _filter_log(name: str, begins: str, is_ours: Callable[[], bool]) -> None:
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (str(record.msg).startswith(begins) and is_ours())
 
-    original = getattr(utils, "warn_once", None)
-    if original is None:
-        return
+    logger = logging.getLogger(name)
+    patches.change(
+        f"logger {name}",
+        f"a filter of messages that begin with {begins!r}",
+        lambda: logger.addFilter(is_news),
+        lambda: logger.removeFilter(is_news),
+        versions=patches.TORCH,
+        why=_WHY,
+        acts="compilations for this backend",
+    )
 
+
+def _without_expected(original: Callable[..., None], is_ours: Callable[[], bool]) -> Callable[..., None]:
     @functools.wraps(original)
     def warn_once(msg: str, stacklevel: int = 1) -> None:
         if not (msg.startswith(_WARNED) and is_ours()):
             original(msg, stacklevel + 1)
 
-    utils.warn_once = warn_once
+    return warn_once

@@ -22,6 +22,7 @@ from torch._dynamo import config as dynamo
 from torch._dynamo import convert_frame
 from torch._dynamo.exc import ShortenTraceback
 
+from .. import patches
 from ..options import Config
 from ..passes.errors import CannotPrune
 
@@ -30,6 +31,8 @@ LIMIT = 64
 
 DEFAULT = 8
 """Dynamo's own; another one is the user's, and stays."""
+
+_EXCEEDS = "exceeds_recompile_limit"
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +46,24 @@ def isolated() -> dict[str, Any]:
 
 def watch_limit(active_setting: Callable[[], Config | None]) -> None:
     """Watches the limit from now on, where `active_setting` gives options of this backend: None for another one."""
-    original = getattr(convert_frame, "exceeds_recompile_limit", None)
-    if original is None:
-        return
+    if hasattr(convert_frame, _EXCEEDS):
+        patches.replace(
+            convert_frame,
+            _EXCEEDS,
+            functools.partial(_by_own_limit, active_setting=active_setting),
+            versions=patches.TORCH,
+            why="from the ninth kind of call on Dynamo would run the full model, in silence",
+            acts="compilations for this backend",
+        )
 
+
+def _by_own_limit(original: Callable[..., Any], active_setting: Callable[[], Config | None]) -> Callable[..., Any]:
     @functools.wraps(original)
     def exceeds_recompile_limit(*args: Any, **kwargs: Any) -> tuple[bool, str]:
         setting = active_setting()
         if setting is None:
-            return original(*args, **kwargs)
+            found: tuple[bool, str] = original(*args, **kwargs)
+            return found
         limit = LIMIT if dynamo.recompile_limit == DEFAULT else dynamo.recompile_limit
         with dynamo.patch(recompile_limit=limit):
             exceeded, name = original(*args, **kwargs)
@@ -59,7 +71,7 @@ def watch_limit(active_setting: Callable[[], Config | None]) -> None:
                 _tell(sys._getframe(1).f_locals.get("code"), name, getattr(dynamo, name), setting.on_skip)
         return exceeded, name
 
-    convert_frame.exceeds_recompile_limit = exceeds_recompile_limit
+    return exceeds_recompile_limit
 
 
 def _tell(code: CodeType | None, name: str, limit: int, on_skip: str) -> None:

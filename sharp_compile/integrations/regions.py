@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from torch._dynamo import eval_frame
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
 
+from .. import patches
+
 DEFAULT = -1
 """The region of all that has none of its own."""
+
+_ENTER = "set_eval_frame_isolate_recompiles_id"
 
 # The settings that were compiled with, and the region of each.
 _regions: list[tuple[Any, int]] = []
@@ -39,9 +44,18 @@ def keep_in_threads() -> None:
     others, which are in the middle of one, and compile what they had compiled already. In a region of another thread
     what was compiled outside of all regions is found too.
     """
-    original = getattr(eval_frame, "set_eval_frame_isolate_recompiles_id", None)
-    if original is None:
-        return
+    if hasattr(eval_frame, _ENTER):
+        patches.replace(
+            eval_frame,
+            _ENTER,
+            _entering,
+            versions="torch 2.13 on",
+            why="a thread that leaves a compiled function takes the region of all others, which compile again",
+            acts="compiled functions of several threads",
+        )
+
+
+def _entering(original: Callable[[int], int]) -> Callable[[int], int]:
     # Reentrant: what the garbage collector runs may call a compiled function.
     lock, inside = threading.RLock(), dict[int, int]()
 
@@ -55,7 +69,7 @@ def keep_in_threads() -> None:
             original(next(reversed(inside.values()), DEFAULT))
         return prior
 
-    eval_frame.set_eval_frame_isolate_recompiles_id = enter  # type: ignore[assignment]
+    return enter
 
 
 def _is_equal(one: Any, other: Any) -> bool:

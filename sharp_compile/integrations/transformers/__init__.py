@@ -16,6 +16,7 @@ from types import ModuleType
 from torch import nn
 from torch.fx import Graph
 
+from ... import patches
 from . import caches, deepstack, loss, masks, positions, router, sequence
 from .generation import check_target
 from .heads import hands_states_on
@@ -61,8 +62,9 @@ def _prepare(classes: Iterable[type]) -> bool:
         return False
     with _lock:
         names = {cls.__module__ for cls in classes if not cls.__module__.startswith("torch.")} - _prepared
-        changed = not _prepared
-        if changed:
+        is_first = not _prepared
+        changed = patches.install() or is_first
+        if is_first:
             positions.install()
             caches.install()
             loss.install()

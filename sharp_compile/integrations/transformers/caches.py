@@ -7,26 +7,41 @@ of its own (`masks`).
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+from ... import patches
 from . import positions
 
 
 def install() -> None:
     """Have masks be made for all positions that were seen, where a pruned model filled the cache."""
     from transformers import masking_utils
-    from transformers.cache_utils import Cache, StaticLayer
 
     # Not the methods of the cache that this asks: some models ask them in the middle of a call as well.
-    preprocess = masking_utils._preprocess_mask_arguments
+    patches.replace(
+        masking_utils,
+        "_preprocess_mask_arguments",
+        _for_all_seen,
+        versions=patches.TRANSFORMERS,
+        why="masks would be as wide as the first layer of their kind, which may hold fewer positions than others",
+        acts="caches that a pruned model filled",
+    )
+
+
+def _for_all_seen(preprocess: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    from transformers.cache_utils import Cache, StaticLayer
+
     names = list(inspect.signature(preprocess).parameters)
     named = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
     # Before 5.14 queries were behind what the first layer holds, which is all that was seen.
     is_offset_of_layer = hasattr(Cache, "get_query_offset")
 
+    @functools.wraps(preprocess)
     def preprocess_for_all_seen(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = preprocess(*args, **kwargs)
+        found = preprocess(*args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
         cache, number = given[named], given["layer_idx"]
         if found[0] or number is None or not positions.is_tracked(cache) or number >= len(cache.layers):
@@ -46,4 +61,4 @@ def install() -> None:
             told[-2] = told[-2] + dropped
         return tuple(told)
 
-    masking_utils._preprocess_mask_arguments = preprocess_for_all_seen
+    return preprocess_for_all_seen

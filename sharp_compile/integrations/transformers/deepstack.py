@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import patches
 from ..tracing import traces_for_sharp
 
 _NAME = "_deepstack_process"
@@ -39,7 +40,14 @@ def make_traceable(model_class: type) -> bool:
         return False
     if not _adds_features(method):
         return False
-    setattr(model_class, _NAME, _traceable(method))
+    patches.replace(
+        model_class,
+        _NAME,
+        _traceable,
+        versions=patches.TRANSFORMERS,
+        why="Dynamo would cut the decoder into a graph for each layer, none of which can be pruned",
+        acts="what is traced for this backend",
+    )
     return True
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ... import patches
 from ..declined import decline
 from ..marked import options_of
 from ..on_import import on_import
@@ -29,18 +31,25 @@ def install() -> None:
 
 
 def _install_in(utils: Any) -> None:
-    mixin = utils.GenerationMixin
-    original = mixin._valid_auto_compile_criteria
+    patches.replace(
+        utils.GenerationMixin,
+        "_valid_auto_compile_criteria",
+        _saying_what_is_not_compiled,
+        versions=patches.TRANSFORMERS,
+        why="CompileConfig(backend='sharp') compiles no prefill, and would prune nothing in silence",
+        acts="calls whose CompileConfig names this backend; it only warns",
+    )
 
+
+def _saying_what_is_not_compiled(original: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(original)
     def check(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         config = generation_config.compile_config
         if config is not None and is_ours(config.backend):
             _say_prefill_is_not_compiled(self, config.options or {})
-        can_compile: bool = original(self, model_kwargs, generation_config)
-        return can_compile
+        return original(self, model_kwargs, generation_config)
 
-    mixin._valid_auto_compile_criteria = check
+    return check
 
 
 def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:

@@ -17,10 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import patches
 from ...tensor_records import Shortened, shortened
 
 _IGNORED = -100
 _SMOOTHING = "transformers.trainer_pt_utils"
+_ABOUT = {
+    "versions": patches.TRANSFORMERS,
+    "why": "there are logits of S' positions, and labels of all S",
+    "acts": "logits that a pruned graph returned",
+}
 
 
 def install() -> None:
@@ -29,10 +35,11 @@ def install() -> None:
 
     original = loss_utils.ForCausalLMLoss
     replaced = _with_labels_at_kept_positions(original)
-    loss_utils.ForCausalLMLoss = replaced
+    patches.replace(loss_utils, original.__name__, lambda _: replaced, **_ABOUT)
     for name, loss in list(loss_utils.LOSS_MAPPING.items()):
         if loss is original:
-            loss_utils.LOSS_MAPPING[name] = replaced
+            target = f"{loss_utils.__name__}.LOSS_MAPPING[{name!r}]"
+            patches.replace(loss_utils.LOSS_MAPPING, name, lambda _: replaced, target=target, **_ABOUT)
 
 
 def install_late() -> None:
@@ -40,7 +47,7 @@ def install_late() -> None:
     module = sys.modules.get(_SMOOTHING)
     smoother: Any = getattr(module, "LabelSmoother", None)
     if smoother is not None and not hasattr(smoother.__call__, "__wrapped__"):
-        smoother.__call__ = _smoothing_at_kept_positions(smoother.__call__)
+        patches.replace(smoother, "__call__", _smoothing_at_kept_positions, **_ABOUT)
 
 
 def _with_labels_at_kept_positions(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

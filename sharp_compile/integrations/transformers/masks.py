@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from ... import patches
 from . import positions
 
 # What attentions call the cache of all layers.
@@ -48,10 +50,22 @@ def _fit_masks_of(cls: Any) -> bool:
     if not caches or "attention_mask" not in names or code is None or "update" not in code.co_names:
         return False
 
+    patches.replace(
+        cls,
+        "forward",
+        functools.partial(_fitting, names=names, cache_name=caches[0]),
+        versions=patches.TRANSFORMERS,
+        why="a mask is made for all layers of a kind; one behind a cut has keys of fewer positions",
+        acts="caches that a pruned model filled",
+    )
+    return True
+
+
+def _fitting(forward: Callable[..., Any], names: list[str], cache_name: str) -> Callable[..., Any]:
     @functools.wraps(forward)
     def fitting(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
-        cache = given.get(caches[0])
+        cache = given.get(cache_name)
         if cache is None or not positions.is_tracked(cache):
             return forward(self, *args, **kwargs)
         queries = given[names[0]].shape[-2]
@@ -59,8 +73,7 @@ def _fit_masks_of(cls: Any) -> bool:
         return forward(self, **given)
 
     fitting.fits_masks = True  # type: ignore[attr-defined]
-    cls.forward = fitting
-    return True
+    return fitting
 
 
 def _fitted(mask: Any, cache: Any, attention: Any, queries: int) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ... import patches
 from ..marked import options_of
 from ..ours import backend
 from . import prompt
@@ -35,6 +36,17 @@ def install_in(cls: type) -> None:
     if not inspect.isfunction(own) or own in _ours or cls.__name__ == "GenerationMixin":
         return
 
+    patches.replace(
+        cls,
+        _NAME,
+        _compiling_parts,
+        versions=patches.TRANSFORMERS,
+        why="it calls its language model past the compiled call: no backend would be asked",
+        acts="models that were compiled with this backend",
+    )
+
+
+def _compiling_parts(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         options = options_of(self)
@@ -45,7 +57,7 @@ def install_in(cls: type) -> None:
         return prompt.telling(call, inspect.signature(call), self, options)(*args, **kwargs)
 
     _ours.add(generate)
-    setattr(cls, _NAME, generate)
+    return generate
 
 
 def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import patches
 from ...passes.held_positions import HELD_POSITIONS
 from ..tracing import traces_for_sharp
 
@@ -102,8 +103,18 @@ def install() -> None:
         "batch_repeat_interleave": _choosing_rows(lambda kept, repeats: kept.repeat_interleave(repeats, dim=0)),
         "batch_select_indices": _choosing_rows(lambda kept, indices: kept[indices]),
     }.items():
-        method = getattr(Cache, name)
-        setattr(Cache, name, functools.wraps(method)(change(method)))
+        patches.replace(
+            Cache,
+            name,
+            functools.partial(_wrapped, change),
+            versions=patches.TRANSFORMERS,
+            why="a layer behind a cut holds fewer positions than were seen, and has to know which",
+            acts="prefills that are traced for this backend, and caches that a pruned model filled",
+        )
+
+
+def _wrapped(change: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(method)(change(method))
 
 
 def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:

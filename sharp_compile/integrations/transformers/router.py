@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ... import patches
 from ...tensor_records import KEPT_POSITIONS
 
 _NAME = "load_balancing_loss_func"
@@ -27,7 +28,14 @@ def install_in(module: ModuleType) -> bool:
     loss = vars(module).get(_NAME)
     if loss is None or hasattr(loss, "__wrapped__"):
         return False
-    setattr(module, _NAME, _of_own_tokens(loss))
+    patches.replace(
+        module,
+        _NAME,
+        _of_own_tokens,
+        versions=patches.TRANSFORMERS,
+        why="a mask of S positions would weigh the router logits of S' tokens",
+        acts="router logits that a pruned graph returned",
+    )
     return True
 
 

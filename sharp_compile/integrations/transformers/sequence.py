@@ -9,11 +9,16 @@ that definition for one length, chunk by chunk. Kept whole, one node stands for 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch._dynamo import trace_rules
 
+from ... import patches
 from ...passes.token_dim.sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
 
 # By the names of the kernels: each takes a whole sequence, and is causal.
@@ -36,6 +41,11 @@ def install() -> None:
         TOKEN_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
 
 
+def _trace_through(function: Callable[..., Any]) -> None:
+    """Undo `torch._dynamo.allow_in_graph`, for which torch has no function of its own."""
+    trace_rules._allowed_callable_ids.remove(id(function))
+
+
 def keep_whole(module: ModuleType) -> bool:
     """Let each of those functions in a module be one node of a graph, if it runs its definition in PyTorch.
 
@@ -49,7 +59,15 @@ def keep_whole(module: ModuleType) -> bool:
         known = inspect.getclosurevars(function).nonlocals if hasattr(function, "__wrapped__") else {}
         # One that stands for a kernel knows the kernel's name; a model may also have its own, in PyTorch only.
         if known.get("func_name", function.__name__) in _KERNELS and not known.get("is_new_implementation"):
-            torch._dynamo.allow_in_graph(function)
+            patches.change(
+                f"{function.__module__}.{function.__qualname__}",
+                "one node of a graph (torch._dynamo.allow_in_graph)",
+                functools.partial(torch._dynamo.allow_in_graph, function),
+                functools.partial(_trace_through, function),
+                versions=patches.TRANSFORMERS,
+                why="Dynamo would trace its definition for one length, which is not right for another",
+                acts="graphs of every backend in this process, with the same numbers",
+            )
             SEQUENCE_FUNCTIONS.add(function)
             changed = True
     return changed
