@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..options import Config, Cut
@@ -14,13 +14,13 @@ from ..sharp_options import Segment
 from .analysis.cut_sites import CutSite
 from .analysis.decoder import Decoder
 from .analysis.injection import Injection
-from .analysis.tensor_parallel import Ranks
+from .analysis.tensor_parallel import TensorParallelInfo
 from .canonicalize.flex_to_sdpa import Flex
+from .canonicalize.static_cache import CacheSlack
 from .fx.emit import Emitter
-from .fx.nodes import example
 from .rewrite.early_gather import Hoisted
 from .rewrite.shrink import Stage
-from .token_dim.solver import Plans, Returned
+from .token_dim.plan import Plans, Returned
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PassContext:
         injection: where the visual features are.
         config: the options.
 
-        slack_buffers: canonicalize: the padded keys and values of static caches, with what is padded.
+        slack: canonicalize: the buffers of preallocated caches, with unused slots behind the tokens.
         flex: canonicalize: the fused attentions that stand for flex_attention.
 
         decoder: analyze: the layers.
@@ -61,11 +61,11 @@ class PassContext:
     injection: Injection
     config: Config
 
-    slack_buffers: dict[Node, Node] = field(init=False)
+    slack: CacheSlack = field(init=False)
     flex: dict[Node, Flex] = field(init=False)
 
     decoder: Decoder = field(init=False)
-    ranks: Ranks | None = field(init=False)
+    ranks: TensorParallelInfo | None = field(init=False)
     rule: Rule = field(init=False)
     sites: list[CutSite] = field(init=False)
     remark: str = field(init=False)
@@ -87,11 +87,6 @@ class PassContext:
     def graph(self) -> Graph:
         """The graph that is analysed and rewritten."""
         return self.emit.graph
-
-    @property
-    def slack(self) -> list[int | SymInt]:
-        """Sizes of axes that hold the S tokens and, behind them, room for more."""
-        return [example(buffer).shape[-2] for buffer in self.slack_buffers]
 
     @property
     def cuts(self) -> list[Node]:

@@ -10,3 +10,11 @@ class CannotPrune(Exception):
 
 class SelectorError(ValueError):
     """A selector of the user's that can't be compiled; the message names it and its line."""
+
+
+class UnsupportedOp(Exception):
+    """An operator was applied to tokens in a way that is not known to stay right with fewer of them."""
+
+
+class PositionalOp(UnsupportedOp):
+    """An operator addresses tokens by their positions in the whole sequence."""

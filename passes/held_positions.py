@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from .fx.nodes import copy_of, example
+from .fx.nodes import copy_of, example_value
 
 _library = torch.library.Library("sharp_compile", "FRAGMENT")
 # A layer that moves on, such as one with a sliding window, loses its oldest position for each new one once it is full.
@@ -67,7 +67,7 @@ def tell_all_positions(module: GraphModule) -> GraphModule:
     module = copy_of(module)
     asking = asks_for_positions(module.graph)
     with module.graph.inserting_before(asking[0]):
-        value = example(asking[0])
+        value = example_value(asking[0])
         empty = module.graph.call_function(torch.empty, ((0, 0),), {"dtype": value.dtype, "device": value.device})
         empty.meta = {"example_value": value}
     for node in asking:

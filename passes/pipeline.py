@@ -28,18 +28,18 @@ from .analysis.decoder import check_whole, find_decoder
 from .analysis.frames import emit_frames, find_frames
 from .analysis.injection import Injection, emit_masks, injected_elements, visual_mask, visual_tokens
 from .analysis.padding import padding_mask, token_kinds
-from .analysis.residual_stream import check_carries_all
-from .analysis.rope import find_rotation
+from .analysis.residual_stream import check_single_stream
+from .analysis.rope import find_rope
 from .analysis.selector_functions import name_of
-from .analysis.tensor_parallel import find_ranks
+from .analysis.tensor_parallel import find_tensor_parallel
 from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
-from .canonicalize.static_cache import follow_length, scored_attention
+from .canonicalize.static_cache import find_slack
 from .canonicalize.whole_slices import write_whole_slices
 from .context import PassContext, PruneResult
 from .errors import CannotPrune
 from .fx.emit import Emitter
-from .fx.nodes import arguments, copy_of, copy_with_nodes, example, example_tensor, where
+from .fx.nodes import arguments, copy_of, copy_with_nodes, example_tensor, example_value, format_node
 from .fx.sizes import expression
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
@@ -47,7 +47,8 @@ from .rewrite.lazy_queries import query_module
 from .rewrite.segment_mask import check_maskable, emit_segment_mask, first_masked
 from .rewrite.selection import Tokens, emit_selection, tried
 from .rewrite.shrink import Shrinker
-from .token_dim.solver import least_tokens, probe
+from .token_dim.plan import least_tokens
+from .token_dim.solver import probe
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def canonicalize(context: PassContext) -> None:
     embeddings = context.injection.embeddings
     make_functional(context.graph, embeddings)
     write_whole_slices(context.graph)
-    context.slack_buffers = follow_length(context.emit, embeddings)
+    context.slack = find_slack(context.emit, embeddings)
     context.flex = lower_flex_to_sdpa(context.emit, embeddings)
 
 
@@ -123,16 +124,16 @@ def analyze(context: PassContext, ended: Any) -> None:
     decoder = find_decoder(context.graph, embeddings)
     assert decoder is not None
     check_whole(decoder, ended)
-    context.decoder, context.ranks, chosen = decoder, find_ranks(decoder), rule(config)
+    context.decoder, context.ranks, chosen = decoder, find_tensor_parallel(decoder), rule(config)
     sites, context.remark = find_cut_sites(decoder, config.cuts, chosen.needs_attention)
     masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
     context.mask = masked.mask
     context.sites = [_scored(context, site) for site in sites]
-    context.is_padding = padding_mask(masked, example(embeddings).shape[1], context.slack)
+    context.is_padding = padding_mask(masked, example_value(embeddings).shape[1], context.slack.padded_lengths)
     first = context.sites[0]
-    context.rule = chosen = tried(chosen, first.cut.layer, first.attention, first.hidden, first.rotation)
+    context.rule = chosen = tried(chosen, first.cut.layer, first.attention, first.hidden, first.rope)
     for site in context.sites if chosen.merges else ():
-        check_carries_all(decoder, site, f"selector={name_of(config.selector)!r}")
+        check_single_stream(decoder, site, f"selector={name_of(config.selector)!r}")
     context.steering = config.segment if config.segment is not None and config.segment.scope == "forward" else None
     if context.steering is not None:
         check_maskable(decoder, first.cut.layer)
@@ -150,15 +151,17 @@ def plan(context: PassContext, may_hoist: bool) -> None:
     tail, layer = decoder.tail(), decoder.layers[first.cut.layer]
     context.hoisted, context.queries = None, None
     if may_hoist and layer is not None and not (context.rule.merges or context.steering):
-        context.hoisted = hoist(first, layer, scored_attention(layer, context.slack_buffers).key)
+        context.hoisted = hoist(first, layer, context.slack.without(layer).key)
     if context.hoisted is not None:
         try:
-            context.plans = probe(graph, embeddings, context.cuts, context.slack, context.hoisted.tokenwise, tail)
+            context.plans = probe(
+                graph, embeddings, context.cuts, context.slack.padded_lengths, context.hoisted.pointwise, tail
+            )
             context.queries = query_module(context.hoisted, context.plans)
         except CannotPrune as reason:
             raise _NotHoisted(str(reason)) from reason
     else:
-        context.plans = probe(graph, embeddings, context.cuts, context.slack, tail=tail)
+        context.plans = probe(graph, embeddings, context.cuts, context.slack.padded_lengths, tail=tail)
     artifact("plan", lambda: str(context.plans))
     context.returned_lengths = _returned_lengths(context)
     context.least = least_tokens(context.plans)
@@ -173,13 +176,13 @@ def rewrite(context: PassContext) -> None:
     emit, hoisted = context.emit, context.hoisted
     shrinker = Shrinker(emit, context.plans, context.injection.embeddings, context.cuts)
     tokens, frame, segment = _emit_tokens(context, shrinker)
-    with emit.before(shrinker.first_reader()):
+    with emit.before(shrinker.insertion_point()):
         sequence = emit.size(context.injection.embeddings, 1)
         visual = _visual_tokens(emit, context.injection)
         text = emit(_count_text, tokens.is_visual, tokens.is_padding)
     scores = None
     for stage, site in enumerate(context.sites):
-        with emit.before(shrinker.first_reader()):
+        with emit.before(shrinker.insertion_point()):
             kept = _kept(emit, site.cut, visual)
             length = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
             site = _rewritten(context, site) if stage else site
@@ -208,13 +211,13 @@ def too_short(length: int | SymInt, least: int) -> str:
 
 def _scored(context: PassContext, site: CutSite) -> CutSite:
     """A site with all that is known of what its tokens are scored by."""
-    attention, rotation, ranks = site.attention, None, context.ranks
+    attention, rope, ranks = site.attention, None, context.ranks
     if attention is not None:
-        attention = scored_attention(attention, context.slack_buffers)
+        attention = context.slack.without(attention)
         _check_scored(attention, site.cut.layer)
-        rotation = find_rotation(context.decoder, attention, site.hidden)
-    share_heads = ranks is not None and ranks.share_heads(site.cut.layer, site.hidden, attention, rotation)
-    return replace(site, attention=attention, rotation=rotation, share_heads=share_heads)
+        rope = find_rope(context.decoder, attention, site.hidden)
+    share_heads = ranks is not None and ranks.share_heads(site.cut.layer, site.hidden, attention, rope)
+    return replace(site, attention=attention, rope=rope, share_heads=share_heads)
 
 
 def _rewritten(context: PassContext, site: CutSite) -> CutSite:
@@ -222,7 +225,7 @@ def _rewritten(context: PassContext, site: CutSite) -> CutSite:
     if site.attention is None:
         return site
     attention = as_rewritten(context.graph, site.attention)
-    return replace(site, attention=scored_attention(attention, context.slack_buffers))
+    return replace(site, attention=context.slack.without(attention))
 
 
 def _check_scored(attention: Attention, layer: int) -> None:
@@ -241,7 +244,7 @@ def _length_left(context: PassContext) -> int | SymInt | None:
     visual: Any = visual_tokens(context.injection)
     if visual is None:
         return None
-    length: int | SymInt = example(context.injection.embeddings).shape[1] - visual
+    length: int | SymInt = example_value(context.injection.embeddings).shape[1] - visual
     return length + context.sites[-1].cut.kept(visual)
 
 
@@ -253,13 +256,15 @@ def _returned_lengths(context: PassContext) -> dict[Node, int]:
     Raises:
         CannotPrune: for a number that is not S and a constant.
     """
-    length = expression(example(context.injection.embeddings).shape[1])
+    length = expression(example_value(context.injection.embeddings).shape[1])
     found: dict[Node, int] = {}
     for node in arguments(context.graph.output_node())[0]:
-        if isinstance(example(node), SymInt) and node in context.plans and context.plans[node].stage:
-            offset = expression(example(node)) - length
+        if isinstance(example_value(node), SymInt) and node in context.plans and context.plans[node].stage:
+            offset = expression(example_value(node)) - length
             if not offset.is_Integer:
-                raise CannotPrune(f"the graph returns {where(node)}, a number of tokens that is not known behind a cut")
+                raise CannotPrune(
+                    f"the graph returns {format_node(node)}, a number of tokens that is not known behind a cut"
+                )
             found[node] = int(offset)
     return found
 
@@ -268,15 +273,15 @@ def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node
     """Adds what tells the kinds of the tokens, their frames, and the segments of the forward pass if it has any."""
     emit, first = context.emit, context.sites[0]
     steering = context.steering
-    with emit.before(shrinker.first_reader() if steering is None else first_masked(context.decoder)):
+    with emit.before(shrinker.insertion_point() if steering is None else first_masked(context.decoder)):
         injection = emit_masks(emit, context.injection)
         is_visual = emit(visual_mask, *injection.masks)
-        frames = find_frames(injection, first.rotation, context.config.tokens_per_frame, emit)
+        frames = find_frames(injection, first.rope, context.config.tokens_per_frame, emit)
         frame = emit_frames(emit, frames, injection, is_visual)
     segment = None
     if steering is not None:
         segment = emit_segment_mask(emit, context.decoder, first.cut.layer, frame, steering)
-    with emit.before(shrinker.first_reader()):
+    with emit.before(shrinker.insertion_point()):
         masks = [] if context.mask is None else [context.mask]
         tokens = Tokens(*emit(token_kinds(context.is_padding), is_visual, frame, *masks, results=5))
     return tokens, frame, segment

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_origin
 import torch
 
 from .calibration import Calibration, is_measurement
-from .sharp_options import MOST, Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
+from .sharp_options import INT64_BOUND, Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
 from .short_repr import short_repr
 
 Length = TypeVar("Length", int, torch.SymInt, torch.Tensor)
@@ -208,7 +208,7 @@ def _named(value: object, known: Iterable[str]) -> str | None:
 def _natural(value: object) -> int | None:
     """Return `value` as an `int` if it is an integer of any type, 0 or more and not huge, else `None`."""
     # bool is registered as an integer, but True is no layer and no seed.
-    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < MOST:
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < INT64_BOUND:
         return int(value)
     return None
 

@@ -18,10 +18,10 @@ from .short_repr import short_repr
 SCOPES = ("scores", "forward")
 FORMS = ("logit", "subtract", "ratio")
 FEATURES = ("keys", "hidden")
-MOST = 2**63
+INT64_BOUND = 2**63
 """Integers stay below it: they are computed with as those of tensors are."""
 
-_MOST_LETTERS = 64  # of a misspelt name
+_MAX_LETTERS = 64  # of a misspelt name
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def parse_segment(value: Any) -> Segment:
         number = getattr(part, name)
         if number is None:
             continue
-        if not isinstance(number, Integral) or isinstance(number, bool) or not 1 <= int(number) < MOST:
+        if not isinstance(number, Integral) or isinstance(number, bool) or not 1 <= int(number) < INT64_BOUND:
             raise ValueError(f"{name}={short_repr(number)} must be an integer, 1 or more and below 2**63")
     if part.frames is not None and part.count is not None:
         raise ValueError("give frames (of a segment) or count (of segments), not both")
@@ -129,7 +129,7 @@ def nearest(misspelt: object, known: Iterable[str]) -> str:
     if not isinstance(misspelt, str):
         return ""
     # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
-    names = difflib.get_close_matches(misspelt[:_MOST_LETTERS].lower(), known, n=1, cutoff=0.0)
+    names = difflib.get_close_matches(misspelt[:_MAX_LETTERS].lower(), known, n=1, cutoff=0.0)
     return "".join(f"; the nearest known name is {name!r}" for name in names)
 
 

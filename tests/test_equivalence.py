@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 import torch
-from sharp_compile.passes.analysis.attention import is_sdpa, sdpa_arguments
+from sharp_compile.passes.analysis.attention import as_sdpa
 from torch._dynamo.backends.registry import lookup_backend
 
 import sharp_compile
@@ -213,7 +213,7 @@ def test_without_an_attention_mask(name):
     decoders = []
 
     def inner(module, _):
-        attentions = [sdpa_arguments(node.args, node.kwargs) for node in module.graph.nodes if is_sdpa(node)]
+        attentions = [given for node in module.graph.nodes if (given := as_sdpa(node)) is not None]
         decoders.append([each for each in attentions if each.get("is_causal") or each.get("attn_mask") is not None])
         return module.forward
 

@@ -1,22 +1,25 @@
 """Finds the attention nodes of a Dynamo graph, whatever form they were written in.
 
-Three forms are known: one fused ``scaled_dot_product_attention`` node, a ``flex_attention`` node, and the "eager"
-chain ``matmul -> scale -> add mask -> softmax -> matmul``. All become an `Attention`, so that no later pass has to
-know which of them a model uses.
+Each form is an `AttentionOp`. All become an `Attention`, so that no later pass has to know which of them a model uses.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ..errors import UnsupportedOp
 from ..fx.nodes import arguments, example_tensor
+
+if TYPE_CHECKING:
+    from ..token_dim.sentinels import SentinelSizes
 
 _SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MATMUL = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm"}
@@ -49,10 +52,65 @@ class Attention:
     masked: Node | None
 
 
+class AttentionOp:
+    """One form in which models write attention. `register_attention` adds one; docs/extending/attention_op.md.
+
+    Attributes:
+        targets: the functions of a graph that are the whole attention, each one node; none for a form of several nodes,
+            which the prover follows operator by operator.
+    """
+
+    targets: Collection[Any] = ()
+
+    def match(self, node: Node) -> Attention | None:
+        """Return the attention that ``node`` is of this form, with its mask; None for any other node.
+
+        Of a form of several nodes it is one of them, whichever is the best to begin with.
+        """
+        raise NotImplementedError
+
+    def check(self, sizes: SentinelSizes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Check that one node is right for the fake tensors that it is given, which hold fewer tokens.
+
+        Whatever running the node on them does not show is to be asked here; `check_sdpa` is that for most.
+
+        Raises:
+            UnsupportedOp: where it is not.
+        """
+        raise UnsupportedOp(f"{type(self).__name__} does not say what is right for fewer tokens")
+
+    def as_sdpa(self, node: Node) -> dict[str, Any] | None:
+        """Return the arguments of the ``scaled_dot_product_attention`` that gives the same, without those not given.
+
+        A layer whose attention has no such can't be hoisted.
+        """
+        return None
+
+
+_FORMS: list[AttentionOp] = []
+
+
+def register_attention(form: AttentionOp) -> AttentionOp:
+    """Add a form in which models write attention. The forms are asked in the order in which they were added."""
+    _FORMS.append(form)
+    return form
+
+
 def find_attention(graph: Graph) -> list[Attention]:
     """All attentions of `graph`, in the order of their nodes."""
-    found = (_fused(node) or _flex(node) or _eager(node) for node in graph.nodes)
+    found = (_match(node) for node in graph.nodes)
     return [attention for attention in found if attention is not None]
+
+
+def find_attention_op(node: Node) -> AttentionOp | None:
+    """The form of which a node is the whole attention; None where it is of none."""
+    return next((form for form in _FORMS if node.op == "call_function" and node.target in form.targets), None)
+
+
+def as_sdpa(node: Node) -> dict[str, Any] | None:
+    """The arguments of the fused attention that gives what a node does; None where there is none."""
+    form = find_attention_op(node)
+    return None if form is None else form.as_sdpa(node)
 
 
 def as_rewritten(graph: Graph, attention: Attention) -> Attention:
@@ -60,22 +118,55 @@ def as_rewritten(graph: Graph, attention: Attention) -> Attention:
     return next(found for found in find_attention(graph) if found.output is attention.output)
 
 
-def is_sdpa(node: Node) -> bool:
-    """Whether `node` is one fused attention."""
-    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
+def check_sdpa(
+    sizes: SentinelSizes,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> None:
+    """Check sizes that fused attention does not check on fake tensors.
+
+    Raises:
+        UnsupportedOp: where they don't fit.
+    """
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise UnsupportedOp("query, key and value have other lengths or channels")
+    if query.shape[:-3] != key.shape[:-3] or key.shape[:-3] != value.shape[:-3]:
+        raise UnsupportedOp("query, key and value have other numbers of rows")
+    if is_causal and key.shape[-2] - query.shape[-2] not in (0, *sizes.slacks):
+        raise UnsupportedOp("causal attention has more keys than queries: a cache that holds tokens already")
+    if attn_mask is not None:
+        attn_mask.expand(*query.shape[:-1], key.shape[-2])
 
 
-def sdpa_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a fused attention by name, those not given left out."""
-    return dict(zip(_SDPA_PARAMETERS, args, strict=False)) | kwargs
+def _match(node: Node) -> Attention | None:
+    return next((found for form in _FORMS if (found := form.match(node)) is not None), None)
 
 
-def _fused(node: Node) -> Attention | None:
-    if not is_sdpa(node):
-        return None
-    given = sdpa_arguments(node.args, node.kwargs)
-    mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
-    return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal, node)
+class _Fused(AttentionOp):
+    """``torch.nn.functional.scaled_dot_product_attention``."""
+
+    targets = (F.scaled_dot_product_attention,)
+
+    def match(self, node: Node) -> Attention | None:
+        given = self.as_sdpa(node) if node.op == "call_function" and node.target in self.targets else None
+        if given is None:
+            return None
+        mask, causal = given.get("attn_mask"), bool(given.get("is_causal"))
+        return Attention(given["query"], given["key"], mask, given.get("scale"), node, causal, node)
+
+    def check(self, sizes: SentinelSizes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_sdpa(sizes, **_by_name(args, kwargs))
+
+    def as_sdpa(self, node: Node) -> dict[str, Any] | None:
+        return _by_name(node.args, node.kwargs)
+
+
+def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(_SDPA_PARAMETERS, args, strict=False)), **kwargs}
 
 
 def sees_in_order(node: Node) -> bool:
@@ -86,30 +177,43 @@ def sees_in_order(node: Node) -> bool:
     return bool(query.users and key.users)
 
 
-def _flex(node: Node) -> Attention | None:
-    """Its mask is shown by `canonicalize.flex_to_sdpa`; until then it counts as causal where positions matter."""
-    if node.target is not torch.ops.higher_order.flex_attention:
-        return None
-    query, key, _, _, _, scale, *_ = arguments(node)
-    return Attention(query, key, None, scale, node, sees_in_order(node), node)
+class _Flex(AttentionOp):
+    """``flex_attention``, which `canonicalize.flex_to_sdpa` lowers where its mask depends on positions.
+
+    That shows its mask; until then it counts as causal. What is left sees each pair, and scores it by what it holds:
+    the prover runs it as operators.
+    """
+
+    def match(self, node: Node) -> Attention | None:
+        if node.target is not torch.ops.higher_order.flex_attention:
+            return None
+        query, key, _, _, _, scale, *_ = arguments(node)
+        return Attention(query, key, None, scale, node, sees_in_order(node), node)
 
 
-def _eager(node: Node) -> Attention | None:
-    if node.target not in _SOFTMAX or (scores := example_tensor(node.args[0])) is None or scores.ndim < 3:
-        return None
-    rank = scores.ndim
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    product, mask, scale, masked = _scores(node.args[0])
-    output = _value_product(node)
-    if dim not in (-1, rank - 1) or product is None or output is None:
-        return None
-    query, transposed = arguments(product)
-    if not isinstance(transposed, Node) or transposed.target not in _TRANSPOSE:
-        return None
-    key, *swapped = arguments(transposed)
-    if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
-        return None
-    return Attention(query, key, mask, scale, output, causal=False, masked=masked)
+class _Eager(AttentionOp):
+    """The chain ``matmul -> scale -> add mask -> softmax -> matmul``, found by its softmax."""
+
+    def match(self, node: Node) -> Attention | None:
+        if node.target not in _SOFTMAX or (scores := example_tensor(node.args[0])) is None or scores.ndim < 3:
+            return None
+        rank = scores.ndim
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        product, mask, scale, masked = _scores(node.args[0])
+        output = _value_product(node)
+        if dim not in (-1, rank - 1) or product is None or output is None:
+            return None
+        query, transposed = arguments(product)
+        if not isinstance(transposed, Node) or transposed.target not in _TRANSPOSE:
+            return None
+        key, *swapped = arguments(transposed)
+        if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
+            return None
+        return Attention(query, key, mask, scale, output, causal=False, masked=masked)
+
+
+for _form in (_Fused(), _Flex(), _Eager()):
+    register_attention(_form)
 
 
 def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:

@@ -12,9 +12,9 @@ from ...options import Cut
 from ..errors import CannotPrune
 from ..fx.nodes import arguments, example_tensor, is_hidden_states
 from .attention import Attention
-from .decoder import Decoder, find_entering
+from .decoder import Decoder, find_layer_input
 from .injection import is_masked_scatter
-from .rope import Rotation
+from .rope import RopeSubgraph
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CutSite:
         hidden: what enters that layer, ``[B, S, C]``.
         after: what the layer hands on, ``[B, S, C]``: the cut itself.
         attention: the layer's, with the keys of its S tokens; None where the rule needs none.
-        rotation: that of these keys; None without attention.
+        rope: that of these keys; None without attention.
         share_heads: whether processes share the heads of the layer.
     """
 
@@ -34,7 +34,7 @@ class CutSite:
     hidden: Node
     after: Node
     attention: Attention | None = None
-    rotation: Rotation | None = None
+    rope: RopeSubgraph | None = None
     share_heads: bool = False
 
 
@@ -75,25 +75,25 @@ def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool
         if sites and sites[-1].cut.layer >= layer:
             raise CannotPrune(f"the stages at layers {sites[-1].cut.layer} and {cut.layer} meet: {'; '.join(remarks)}")
         attention = decoder.layers[layer] if needs_attention else None
-        hidden, after = (find_entering(decoder, each) for each in (layer, layer + 1))
+        hidden, after = (find_layer_input(decoder, each) for each in (layer, layer + 1))
         sites.append(CutSite(replace(cut, layer=layer), hidden, after, attention))
     return sites, "; ".join(remarks)
 
 
 def _last_injection(decoder: Decoder) -> int | None:
     """The last layer after which features are put into the hidden states by a mask; None where there is none."""
-    firsts = [decoder.begins(layer) for layer in range(len(decoder.layers))]
-    found = [decoder.order[node] for node in decoder.flow if _injects(node, decoder.flow)]
+    firsts = [decoder.first_index(layer) for layer in range(len(decoder.layers))]
+    found = [decoder.order[node] for node in decoder.dataflow if _injects(node, decoder.dataflow)]
     layers = [sum(first < place for first in firsts) - 1 for place in found]
     return max((layer for layer in layers if layer >= 0), default=None)
 
 
-def _injects(node: Node, flow: Container[Node]) -> bool:
+def _injects(node: Node, dataflow: Container[Node]) -> bool:
     """Whether hidden states are `node`'s result that features were put into or added to by a mask."""
     if not is_hidden_states(node):
         return False
     if node.target is torch.ops.aten.index_put.default:
         index = example_tensor(arguments(node)[1][0])
         return index is not None and index.dtype == torch.bool and index.ndim == 2
-    added = (parent for parent in node.all_input_nodes if parent not in flow)
+    added = (parent for parent in node.all_input_nodes if parent not in dataflow)
     return is_masked_scatter(node) or any(is_masked_scatter(parent) and is_hidden_states(parent) for parent in added)

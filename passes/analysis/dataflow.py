@@ -11,26 +11,32 @@ from torch.fx import Graph, Node
 from ..errors import CannotPrune
 
 
-def data_flow(graph: Graph, source: Node) -> nx.DiGraph:
+def build_dataflow(graph: Graph, source: Node) -> nx.DiGraph:
     """The nodes that hold data computed from `source`, with an edge from each node to each user.
 
     Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
     what a node holds isn't told, since the data may go on behind it.
     """
-    flow = nx.DiGraph()
-    flow.add_node(source)
+    dataflow = nx.DiGraph()
+    dataflow.add_node(source)
     for node in graph.nodes:
-        if "example_value" not in node.meta and node.users and any(parent in flow for parent in node.all_input_nodes):
+        if (
+            "example_value" not in node.meta
+            and node.users
+            and any(parent in dataflow for parent in node.all_input_nodes)
+        ):
             raise CannotPrune(f"the graph has no example value of {node}, through which the features go")
         if node.op != "output" and node is not source and _holds_tensor(node):
-            flow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in flow)
-    return flow
+            dataflow.add_edges_from((parent, node) for parent in node.all_input_nodes if parent in dataflow)
+    return dataflow
 
 
-def dominator_chain(flow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
+def dominator_chain(dataflow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
     """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
     root = object()
-    behind = nx.DiGraph(flow.subgraph(set(sources).union(*(nx.descendants(flow, source) for source in sources))))
+    behind = nx.DiGraph(
+        dataflow.subgraph(set(sources).union(*(nx.descendants(dataflow, source) for source in sources)))
+    )
     sink = max(behind, key=order.__getitem__)
     behind.add_edges_from((root, source) for source in sources)
     parent = nx.immediate_dominators(behind, root)

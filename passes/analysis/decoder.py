@@ -22,10 +22,10 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, Node
 
 from ..errors import CannotPrune
-from ..fx.nodes import example, example_tensor, is_hidden_states
+from ..fx.nodes import example_tensor, example_value, is_hidden_states
 from ..fx.sizes import expression
 from .attention import Attention, find_attention
-from .dataflow import data_flow, dominator_chain
+from .dataflow import build_dataflow, dominator_chain
 
 # The place of a module in a list of modules, in its path.
 _PLACE = re.compile(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])")
@@ -36,17 +36,17 @@ class Decoder:
     """The decoder of a graph.
 
     ``layers`` are its attentions in order, None for a layer that has none. ``inside`` are the nodes of each layer
-    that hold data of `flow`, the nodes computed from `embeddings`, in order; only the attention itself where
+    that hold data of `dataflow`, the nodes computed from `embeddings`, in order; only the attention itself where
     the graph does not show modules. ``order`` are the places of all nodes in the graph.
     """
 
     layers: tuple[Attention | None, ...]
     inside: tuple[tuple[Node, ...], ...]
-    flow: nx.DiGraph
+    dataflow: nx.DiGraph
     embeddings: Node
     order: dict[Node, int]
 
-    def begins(self, layer: int) -> int:
+    def first_index(self, layer: int) -> int:
         """The place in the graph of the first node inside a layer."""
         return self.order[self.inside[layer][0]]
 
@@ -68,22 +68,22 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
     Raises `CannotPrune` where the graph begins in the middle of it, where an operator that looks like an attention
     is not a known one, or where a node on the way has no example value.
     """
-    flow = data_flow(graph, embeddings)
+    dataflow = build_dataflow(graph, embeddings)
     order = {node: place for place, node in enumerate(graph.nodes)}
-    length = expression(example(embeddings).shape[1])
+    length = expression(example_value(embeddings).shape[1])
     attentions = [
         attention
         for attention in find_attention(graph)
-        if attention.query in flow
+        if attention.query in dataflow
         and _length(attention.query) == length
         # Without a mask everything sees everything, as in an encoder.
         and (attention.causal or attention.mask is not None)
     ]
     if not attentions:
-        _check_unknown(flow, length)
+        _check_unknown(dataflow, length)
         return None
-    layers, inside = _layers(attentions, flow, order)
-    return Decoder(tuple(layers), tuple(inside), flow, embeddings, order)
+    layers, inside = _layers(attentions, dataflow, order)
+    return Decoder(tuple(layers), tuple(inside), dataflow, embeddings, order)
 
 
 def holds_decoder(graph: Graph) -> bool:
@@ -96,13 +96,13 @@ def holds_decoder(graph: Graph) -> bool:
         return False
 
 
-def _check_unknown(flow: nx.DiGraph, length: sympy.Expr) -> None:
+def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
     """Raises `CannotPrune` for attentions that are there and not seen.
 
     Queries, keys and values go into an operator of its own, such as FlashAttention; or the layers are graphs inside of
     this one, which are computed again in the backward pass.
     """
-    for node in flow:
+    for node in dataflow:
         if node.target is torch.ops.higher_order.tag_activation_checkpoint:
             raise CannotPrune(
                 "the decoder's layers are checkpointed, so that the graph does not show what is inside of them; do "
@@ -128,7 +128,7 @@ def _length(query: Node) -> sympy.Expr | None:
 
 
 def _layers(
-    attentions: list[Attention], flow: nx.DiGraph, order: dict[Node, int]
+    attentions: list[Attention], dataflow: nx.DiGraph, order: dict[Node, int]
 ) -> tuple[list[Attention | None], list[tuple[Node, ...]]]:
     """The layers, and the nodes inside each.
 
@@ -140,7 +140,7 @@ def _layers(
     path, place = _modules(attentions[0].output)[depth]
     holder = path[: path.rindex(str(place))]
     inside: dict[int, list[Node]] = {}
-    for node in sorted(flow, key=order.__getitem__):
+    for node in sorted(dataflow, key=order.__getitem__):
         for path, number in _modules(node)[depth : depth + 1]:
             if path.startswith(holder) and path[: path.rindex(str(number))] == holder:
                 inside.setdefault(number, []).append(node)
@@ -177,24 +177,24 @@ def _modules(node: Node) -> list[tuple[str, int]]:
     return list(found.items())
 
 
-def find_entering(decoder: Decoder, layer: int) -> Node:
+def find_layer_input(decoder: Decoder, layer: int) -> Node:
     """The hidden states ``[B, S, C]`` that enter a layer: the last that all data from the layer before goes through.
 
     Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
     """
-    flow, order, first = decoder.flow, decoder.order, decoder.begins(layer)
+    dataflow, order, first = decoder.dataflow, decoder.order, decoder.first_index(layer)
     if layer == 0:
         # What the layer reads; further paths may lead from the embeddings to later layers (per-layer inputs).
-        channels = expression(example(decoder.embeddings).shape[2])
+        channels = expression(example_value(decoder.embeddings).shape[2])
         found = [
             node
             for node in {parent for node in decoder.inside[0] for parent in node.all_input_nodes}
-            if order[node] < first and node in flow and is_hidden_states(node)
-            if expression(example(node).shape[2]) == channels
-        ] or dominator_chain(flow, order, (decoder.embeddings,))
+            if order[node] < first and node in dataflow and is_hidden_states(node)
+            if expression(example_value(node).shape[2]) == channels
+        ] or dominator_chain(dataflow, order, (decoder.embeddings,))
     else:
         before = decoder.layers[layer - 1]
-        found = dominator_chain(flow, order, decoder.inside[layer - 1] if before is None else (before.output,))
+        found = dominator_chain(dataflow, order, decoder.inside[layer - 1] if before is None else (before.output,))
     found = [node for node in found if order[node] < first and is_hidden_states(node)]
     if not found:
         raise CannotPrune(

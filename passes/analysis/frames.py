@@ -30,7 +30,7 @@ from ..fx.emit import Emitter
 from ..fx.nodes import ancestors, example_tensor
 from ..fx.sizes import expression
 from .injection import Injection, visual_mask
-from .rope import Rotation
+from .rope import RopeSubgraph
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Frames:
     said: int | None
 
 
-def find_frames(injection: Injection, rotation: Rotation | None, said: int | None, emit: Emitter) -> Frames:
+def find_frames(injection: Injection, rope: RopeSubgraph | None, said: int | None, emit: Emitter) -> Frames:
     """Looks for frames; finding none is no reason to decline.
 
     Args:
         injection: the visual features.
-        rotation: that of a decoder layer, None where the graph has no decoder.
+        rope: that of a decoder layer, None where the graph has no decoder.
         said: how many tokens a frame has, if the user told.
         emit: for sizes that are symbolic.
     """
@@ -71,7 +71,7 @@ def find_frames(injection: Injection, rotation: Rotation | None, said: int | Non
         return Frames((), None, said)
     rows, length, _ = injection.embeddings.meta["example_value"].shape
     pictures = tuple(_pictures(features, injection.embeddings, emit) for features in injection.features)
-    return Frames(pictures, None if rotation is None else _positions(rotation, rows, length), None)
+    return Frames(pictures, None if rope is None else _positions(rope, rows, length), None)
 
 
 def emit_frames(emit: Emitter, frames: Frames, injection: Injection, is_visual: Node) -> Node:
@@ -148,11 +148,11 @@ def _product(emit: Emitter, node: Node, axes: Iterable[int]) -> int | Node:
     return functools.reduce(functools.partial(emit.arithmetic, operator.mul), (emit.size(node, axis) for axis in axes))
 
 
-def _positions(rotation: Rotation, rows: Any, length: Any) -> Node | None:
+def _positions(rope: RopeSubgraph, rows: Any, length: Any) -> Node | None:
     """The last integers ``[3, B, S]`` that the rotary tables are computed from."""
     found = [
         node
-        for node in ancestors(*(parent for node in rotation.nodes for parent in node.all_input_nodes))
+        for node in ancestors(*(parent for node in rope.nodes for parent in node.all_input_nodes))
         if (value := example_tensor(node)) is not None
         and value.dtype in (torch.int64, torch.int32)
         and value.ndim == 3

@@ -29,7 +29,15 @@ from torch.fx import Graph, Node
 
 from ..errors import CannotPrune
 from ..fx.emit import Emitter
-from ..fx.nodes import ancestors, arguments, example, example_tensor, is_hidden_states, where, writes_into_first
+from ..fx.nodes import (
+    ancestors,
+    arguments,
+    example_tensor,
+    example_value,
+    format_node,
+    is_hidden_states,
+    writes_into_first,
+)
 from ..fx.sizes import expression
 from .attention import find_attention
 from .origins import Origins, is_data, projected_from
@@ -157,7 +165,7 @@ def find_unknown(graph: Graph) -> str | None:
     if mixing.target in _ADD and not any(_selects(parent) for parent in mixing.all_input_nodes):
         return None  # something is added to every token, such as its position
     return (
-        f"data are put among the text embeddings by {where(mixing)}, which is no known form of injecting visual "
+        f"data are put among the text embeddings by {format_node(mixing)}, which is no known form of injecting visual "
         "features; use embeddings.masked_scatter(mask, features), or call the model inside "
         "sharp_compile.visual_tokens(is_visual)"
     )
@@ -186,7 +194,7 @@ def _is_mask_of_ids(node: Node) -> bool:
 
 
 def _sizes(node: Node) -> list[sympy.Expr]:
-    return [expression(size) for size in example(node).shape]
+    return [expression(size) for size in example_value(node).shape]
 
 
 def _puts(graph: Graph, found: dict[Node, Injection]) -> Iterator[tuple[Node, _Put]]:
@@ -385,7 +393,7 @@ def _masked_product(node: Node) -> tuple[Node, Node] | tuple[None, None]:
 
 
 def _conditions(node: Node) -> tuple[Node, Any, Any]:
-    """The condition of a `where`, and what it chooses from."""
+    """The condition of a `format_node`, and what it chooses from."""
     names = ("self", "condition", "other") if node.op == "call_method" else ("condition", "input", "other")
     given = dict(zip(names, arguments(node), strict=False)) | node.kwargs
     return given["condition"], given.get("self", given.get("input")), given["other"]
@@ -455,7 +463,7 @@ def _has_channels(features: Node, embeddings: Node) -> bool:
         return False
     *rows, channels = [expression(size) for size in value.shape]
     # A symbol is no 1, and what does not fit would be an error.
-    fits = channels == expression(example(embeddings).shape[-1]) or not channels.is_number
+    fits = channels == expression(example_value(embeddings).shape[-1]) or not channels.is_number
     return fits and sympy.prod(rows) != 1
 
 
@@ -478,11 +486,13 @@ def _bounds(emit: Emitter, placed: Placed) -> tuple[int | Node, int | Node]:
         size = emit.size(arguments(placed.node)[0][placed.part], 1)
         return start, emit.arithmetic(operator.add, start, size)
     features, start = arguments(placed.node)[1], arguments(placed.node)[3]
-    first = expression(example(start))
+    first = expression(example_value(start))
     if first.is_negative:
         start = emit.arithmetic(operator.add, emit.size(placed.node, 1), start)
     elif not first.is_nonnegative:
-        raise CannotPrune(f"where {where(placed.node)} puts visual features is not known to be no negative position")
+        raise CannotPrune(
+            f"where {format_node(placed.node)} puts visual features is not known to be no negative position"
+        )
     return start, emit.arithmetic(operator.add, start, emit.size(features, 1))
 
 
@@ -519,7 +529,7 @@ def injected_elements(emit: Emitter, injection: Injection) -> int | Node:
 
 def visual_tokens(injection: Injection) -> int | SymInt | None:
     """Visual tokens of a row, as the graph was traced; None where another graph injected some of the features."""
-    rows, _, channels = example(injection.embeddings).shape
+    rows, _, channels = example_value(injection.embeddings).shape
     values = [example_tensor(features) for features in injection.features]
     known = [value.numel() for value in values if value is not None]
     return sum(known) // (rows * channels) if len(known) == len(values) else None

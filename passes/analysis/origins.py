@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from ..fx.nodes import arguments, example, example_tensor, is_vmapped, storage_of, writes_into_first
+from ..fx.nodes import arguments, example_tensor, example_value, is_vmapped, storage_of, writes_into_first
 from .attention import Attention, find_attention
 
 _LOOKUPS = {F.embedding}
@@ -176,4 +176,4 @@ def is_data(node: Node) -> bool:
 def _holds_tensor(node: Node) -> bool:
     if "example_value" not in node.meta:
         return True
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(example(node)))
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(example_value(node)))

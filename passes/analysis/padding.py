@@ -16,12 +16,12 @@ from .attention import Attention
 
 
 def padding_mask(
-    attention: Attention, length: int | SymInt, capacities: Collection[int | SymInt] = ()
+    attention: Attention, length: int | SymInt, padded_lengths: Collection[int | SymInt] = ()
 ) -> Callable[..., Tensor]:
     """A function that finds padding ``[B, S]`` from ``(is_visual, mask)``; `mask` is absent if there is none.
 
     A position is padding if its own query may not see it: every causal, sliding or two-way mask lets a
-    token see itself, unless it is padding. The mask may have more columns than S: one of `capacities`.
+    token see itself, unless it is padding. The mask may have more columns than S: one of `padded_lengths`.
 
     Raises:
         CannotPrune: where the mask has no row for each query.
@@ -30,7 +30,7 @@ def padding_mask(
     if mask is None:
         return torch.zeros_like
     rows, columns = (expression(size) for size in mask.shape[-2:])
-    widths = [expression(size) for size in (length, *capacities)]
+    widths = [expression(size) for size in (length, *padded_lengths)]
     if mask.ndim != 4 or columns not in widths or rows not in (widths[0], 1):
         raise CannotPrune(
             f"the attention mask has shape {[str(size) for size in mask.shape]}, [B, 1, S, S] was expected with "

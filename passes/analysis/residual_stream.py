@@ -17,13 +17,13 @@ import networkx as nx
 from torch.fx import Node
 
 from ..errors import CannotPrune
-from ..fx.nodes import example, example_tensor, where
+from ..fx.nodes import example_tensor, example_value, format_node
 from ..fx.sizes import expression
 from .cut_sites import CutSite
 from .decoder import Decoder
 
 
-def check_carries_all(decoder: Decoder, site: CutSite, selector: str) -> None:
+def check_single_stream(decoder: Decoder, site: CutSite, selector: str) -> None:
     """Declines where tokens can't be proven to be merged by the mean of them at the cut.
 
     Args:
@@ -34,28 +34,28 @@ def check_carries_all(decoder: Decoder, site: CutSite, selector: str) -> None:
     Raises:
         CannotPrune: where the cut is not, or may not be, the one residual stream.
     """
-    flow, layer = decoder.flow, site.cut.layer
-    behind = nx.descendants(flow, site.after)
-    begins = decoder.begins(layer + 1)
+    dataflow, layer = decoder.dataflow, site.cut.layer
+    behind = nx.descendants(dataflow, site.after)
+    first_index = decoder.first_index(layer + 1)
     early = min(behind, key=decoder.order.__getitem__)
-    if decoder.order[early] < begins:
+    if decoder.order[early] < first_index:
         raise CannotPrune(
             f"{selector} merges tokens, but what leaves decoder layer {layer} is not known to be one tensor [B, S, C]: "
-            f"{where(early)} comes between the last one that all goes through and layer {layer + 1}, as where there "
-            "are several streams, or an output and its residual are added later; choose a selector that only drops "
-            "tokens"
+            f"{format_node(early)} comes between the last one that all goes through and layer {layer + 1}, as where "
+            "there are several streams, or an output and its residual are added later; choose a selector that only "
+            "drops tokens"
         )
     before = {node for inside in decoder.inside[: layer + 1] for node in inside}
-    for node in sorted(flow, key=decoder.order.__getitem__):
-        if not before.isdisjoint(flow.predecessors(node)):
+    for node in sorted(dataflow, key=decoder.order.__getitem__):
+        if not before.isdisjoint(dataflow.predecessors(node)):
             before.add(node)
-    channels = expression(example(decoder.embeddings).shape[2])
-    beside = {parent for node in behind for parent in flow.predecessors(node)} - behind - {site.after}
+    channels = expression(example_value(decoder.embeddings).shape[2])
+    beside = {parent for node in behind for parent in dataflow.predecessors(node)} - behind - {site.after}
     for node in sorted(beside, key=decoder.order.__getitem__):
         if node in before or _may_be_states(node, channels):
             raise CannotPrune(
                 f"{selector} merges tokens, but more than one stream of hidden states goes from decoder layer {layer} "
-                f"to the later ones: these also read {where(node)}; choose a selector that only drops tokens"
+                f"to the later ones: these also read {format_node(node)}; choose a selector that only drops tokens"
             )
 
 

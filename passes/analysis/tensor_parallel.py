@@ -25,17 +25,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from ..errors import CannotPrune
-from ..fx.nodes import arguments, example, example_tensor, where, writes_into_first
+from ..fx.nodes import arguments, example_tensor, example_value, format_node, writes_into_first
 from ..fx.sizes import expression
 from .attention import Attention
 from .decoder import Decoder
-from .rope import Rotation
+from .rope import RopeSubgraph
 
 _COLLECTIVES = "_c10d_functional."
 
 
 @dataclass(frozen=True)
-class Ranks:
+class TensorParallelInfo:
     """Processes that share the work of one graph.
 
     ``group`` is the name of their process group, ``number`` how many they are. ``shards`` are the nodes that take the
@@ -48,14 +48,14 @@ class Ranks:
     shards: frozenset[Node]
     own: dict[Node, frozenset[Node]]
 
-    def share_heads(self, layer: int, hidden: Node, attention: Attention | None, rotation: Rotation | None) -> bool:
+    def share_heads(self, layer: int, hidden: Node, attention: Attention | None, rope: RopeSubgraph | None) -> bool:
         """Whether each rank has other heads of a layer that is to score.
 
         Args:
             layer: its number.
             hidden: what enters it, ``[B, S, C]``.
             attention: that of the layer; None where the rule needs none.
-            rotation: that of its keys, None without attention.
+            rope: that of its keys, None without attention.
 
         Raises:
             CannotPrune: where that is not shown by the graph, or what a rule looks at beside the heads differs too.
@@ -65,13 +65,13 @@ class Ranks:
                 f"the hidden states that enter decoder layer {layer} are not the same on all ranks, such as those of "
                 "a part of the sequence"
             )
-        if attention is None or rotation is None:
+        if attention is None or rope is None:
             return False
         query, key = self.own.get(attention.query, frozenset()), self.own.get(attention.key, frozenset())
         if not (query or key):
             return False
         mask = example_tensor(attention.mask)
-        others = [attention.mask, attention.scale, *_inputs(rotation)]
+        others = [attention.mask, attention.scale, *_inputs(rope)]
         if any(node in self.own for node in others) or (mask is not None and expression(mask.shape[1]) != 1):
             raise CannotPrune(f"the ranks share the heads of layer {layer}, and its mask or positions as well")
         if not query or not all(map(self._makes_features, query | key)):
@@ -87,7 +87,7 @@ class Ranks:
         stacked = operators.wait_tensor(operators.all_gather_into_tensor(value.contiguous(), self.number, self.group))
         return stacked.unflatten(0, (self.number, -1)).transpose(0, 1).flatten(1, 2)
 
-    def agreed(self, value: Tensor) -> Tensor:
+    def broadcast_from_rank0(self, value: Tensor) -> Tensor:
         """What the first rank has."""
         operators = torch.ops._c10d_functional
         return operators.wait_tensor(operators.broadcast(value, 0, self.group))
@@ -96,13 +96,13 @@ class Ranks:
         """Whether a shard gives each rank its even share of the features of a linear projection."""
         if shard not in self.shards:
             return False
-        value = example(shard.args[0])
+        value = example_value(shard.args[0])
         (placement,) = value.placements
         is_even = value.shape[0] % self.number == 0
         return placement.is_shard(0) and is_even and all(_is_projected(user, shard) for user in shard.users)
 
 
-def find_ranks(decoder: Decoder) -> Ranks | None:
+def find_tensor_parallel(decoder: Decoder) -> TensorParallelInfo | None:
     """The processes among which the work of a graph is shared; None where one does it all.
 
     Raises:
@@ -116,11 +116,11 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
     own: dict[Node, frozenset[Node]] = {}
     written: dict[int, frozenset[Node]] = {}
     for node in decoder.embeddings.graph.nodes:
-        value = example(node)
-        if isinstance(value, DTensor) and node in decoder.flow:
+        value = example_value(node)
+        if isinstance(value, DTensor) and node in decoder.dataflow:
             raise CannotPrune(
-                f"{where(node)} computes with distributed tensors, as tensor parallelism does for gradients (call the "
-                "model under torch.no_grad()) and for parts of a sequence (leave these out of the plan)"
+                f"{format_node(node)} computes with distributed tensors, as tensor parallelism does for gradients "
+                "(call the model under torch.no_grad()) and for parts of a sequence (leave these out of the plan)"
             )
         # Of a copy, what was there before is overwritten.
         read = arguments(node)[1:] if node.target is torch.ops.aten.copy.default else [node, *node.all_input_nodes]
@@ -129,7 +129,7 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
         )
         if node.target == "to_local":
             # A distributed tensor says itself what its shards are.
-            source = example(node.args[0])
+            source = example_value(node.args[0])
             is_same = all(placement.is_replicate() for placement in source.placements)
             sources = frozenset() if is_same else frozenset([node])
             if not is_same and node.args[0].op == "placeholder":
@@ -153,20 +153,22 @@ def find_ranks(decoder: Decoder) -> Ranks | None:
         raise CannotPrune(
             f"the parameters are sharded over several process groups, {', '.join(sorted(name for name, _ in groups))}"
         )
-    return Ranks(*groups.pop(), frozenset(shards), own) if groups else None
+    return TensorParallelInfo(*groups.pop(), frozenset(shards), own) if groups else None
 
 
 def _group(node: Node, value: Any) -> tuple[str, int]:
     """The name and the size of the process group over which a distributed tensor is sharded."""
     mesh = value.device_mesh
     if mesh.ndim != 1:
-        raise CannotPrune(f"{where(node)} takes a parameter that is sharded over a mesh of {mesh.ndim} dimensions")
+        raise CannotPrune(
+            f"{format_node(node)} takes a parameter that is sharded over a mesh of {mesh.ndim} dimensions"
+        )
     return str(mesh.get_group().group_name), mesh.size()
 
 
 def _unknown(node: Node) -> CannotPrune:
     return CannotPrune(
-        f"{where(node)} communicates with other processes, and the graph does not show what they share: "
+        f"{format_node(node)} communicates with other processes, and the graph does not show what they share: "
         "no parameters that are distributed tensors"
     )
 
@@ -177,13 +179,13 @@ def _is_projected(user: Node, shard: Node) -> bool:
     return user.target is F.linear and given["input"] is not shard
 
 
-def _inputs(rotation: Rotation) -> Iterable[Node]:
+def _inputs(rope: RopeSubgraph) -> Iterable[Node]:
     """What a rotation reads beside the keys."""
-    inside = {rotation.unrotated, *rotation.nodes}
-    return (parent for node in rotation.nodes for parent in node.all_input_nodes if parent not in inside)
+    inside = {rope.pre_rope, *rope.nodes}
+    return (parent for node in rope.nodes for parent in node.all_input_nodes if parent not in inside)
 
 
 def _storages(nodes: Iterable[Any]) -> set[int]:
     """The memory of the tensors among `nodes`, as numbers."""
-    values = [value for node in nodes if isinstance(value := example(node), FakeTensor)]
+    values = [value for node in nodes if isinstance(value := example_value(node), FakeTensor)]
     return {value.untyped_storage()._cdata for value in values}

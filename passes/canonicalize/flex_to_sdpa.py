@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from ..analysis.attention import sees_in_order
 from ..errors import CannotPrune
 from ..fx.emit import Emitter
-from ..fx.nodes import arguments, example, fake_mode
+from ..fx.nodes import arguments, example_value, fake_mode
 
 flex_attention = torch.ops.higher_order.flex_attention
 
@@ -66,7 +66,7 @@ def lower_flex_to_sdpa(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
                 {"attn_mask": masks[same], "scale": scale, "enable_gqa": True},
             )
         fused.meta = dict(node.meta)
-        fused.meta["example_value"] = example(node)[0]
+        fused.meta["example_value"] = example_value(node)[0]
         for user in list(node.users):
             user.replace_all_uses_with(fused)
             emit.graph.erase_node(user)
@@ -144,9 +144,9 @@ def _dense(emit: Emitter, mask_fn: GraphModule, embeddings: Node, blocks: list[A
     """The dense mask ``[B, 1, Sq, Sk]`` of a block mask. No data of the decoder goes into it."""
     rows, (queries, keys) = emit.size(embeddings, 0), blocks[:2]
     mask: Node = emit(_dense_of(mask_fn), embeddings, rows, queries, keys, *buffers)
-    shape = [example(size) for size in (rows, 1, queries, keys)]
-    with fake_mode([example(embeddings)]):
-        mask.meta["example_value"] = torch.empty(shape, dtype=torch.bool, device=example(embeddings).device)
+    shape = [example_value(size) for size in (rows, 1, queries, keys)]
+    with fake_mode([example_value(embeddings)]):
+        mask.meta["example_value"] = torch.empty(shape, dtype=torch.bool, device=example_value(embeddings).device)
     return mask
 
 

@@ -17,8 +17,8 @@ from torch.fx import Graph, Node
 from ..fx.nodes import (
     IN_PLACE,
     arguments,
-    example,
     example_tensor,
+    example_value,
     is_hidden_states,
     is_vmapped,
     storage_of,
@@ -36,16 +36,16 @@ def make_functional(graph: Graph, source: Node) -> None:
     It is left as it is where the written tensor came in from outside (the write is to be seen there), where a
     view of a part of it is read later, and where the operator is not known.
     """
-    flow = {source}
+    dataflow = {source}
     order = {node: place for place, node in enumerate(graph.nodes)}
     aliases: dict[int, list[Node]] = {}
     for node in list(graph.nodes):
         value = example_tensor(node)
-        if node is not source and flow.intersection(node.all_input_nodes):
-            flow.add(node)
+        if node is not source and dataflow.intersection(node.all_input_nodes):
+            dataflow.add(node)
             new = _functional(graph, node, aliases, order)
             if new is not None:
-                flow.add(new)
+                dataflow.add(new)
                 node, order[new] = new, order[node]
         if value is not None and not is_vmapped(value):
             aliases.setdefault(storage_of(value), []).append(node)
@@ -94,7 +94,7 @@ def _functional(
         new = graph.create_node(kind, function, args, dict(node.kwargs))
         new.meta = dict(node.meta) | {"example_value": value}
         computes = node.target in IN_PLACE or str(node.target)[:-1] in _ARITHMETIC
-        if computes and torch.result_type(value, example(args[1])) != value.dtype:
+        if computes and torch.result_type(value, example_value(args[1])) != value.dtype:
             new = graph.call_method("to", (new, value.dtype))
             new.meta = dict(node.meta) | {"example_value": value}
     for other in [*read_later, node]:
@@ -137,7 +137,10 @@ def _as_slice(indices: list[Any], into: Tensor | None, of: Tensor | None) -> tup
         return None
     axis = len(whole)
     sizes, expected = [expression(size) for size in of.shape], [expression(size) for size in into.shape]
-    bounds = [0 if last.start is None else example(last.start), last.stop if last.stop is None else example(last.stop)]
+    bounds = [
+        0 if last.start is None else example_value(last.start),
+        last.stop if last.stop is None else example_value(last.stop),
+    ]
     start, stop = (
         expected[axis]
         if bound is None

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from .nodes import example, example_tensor, fake_mode
+from .nodes import example_tensor, example_value, fake_mode
 from .tensor_subclasses import is_wrapper, kind_of, names_inside, plain_tensors, rewrapped
 
 
@@ -60,7 +60,7 @@ class Emitter:
             remaining = iter(values)
             return function(*(_refilled(argument, remaining) for argument in arguments))
 
-        values = [example(node) for node in nodes]
+        values = [example_value(node) for node in nodes]
         # Layers repeat: the same function of values that look the same is traced once.
         key = (function, *(_signature(argument) for argument in arguments))
         if key not in self.traced:
@@ -74,7 +74,7 @@ class Emitter:
         there = example_tensor(like)
         value = value if there is None else value.to(there.device)
         node = self.graph.get_attr(self._keep(value))
-        mode = fake_mode([example(placeholder) for placeholder in self.graph.find_nodes(op="placeholder")])
+        mode = fake_mode([example_value(placeholder) for placeholder in self.graph.find_nodes(op="placeholder")])
         return self._remember(node, mode.from_tensor(value))
 
     def size(self, node: Node, axis: int) -> int | Node:
@@ -91,13 +91,13 @@ class Emitter:
             return function(left, right)
         if function is operator.mul and right == 1:
             return left
-        known = example(left) is not None and example(right) is not None
-        value = function(example(left), example(right)) if known else None
+        known = example_value(left) is not None and example_value(right) is not None
+        value = function(example_value(left), example_value(right)) if known else None
         return self._remember(self.graph.call_function(function, (left, right)), value)
 
     def _plain(self, node: Node) -> list[Node]:
         """The node, or for a tensor that wraps others the nodes of these: what tracing can follow."""
-        value = example(node)
+        value = example_value(node)
         if not is_wrapper(value):
             return [node]
         inside = (
@@ -152,7 +152,7 @@ def _refilled(argument: Any, remaining: Iterator[Any]) -> Any:
     """An argument of a function, with the next of the `remaining` values where it is a node."""
     if not isinstance(argument, Node):
         return argument
-    value = example(argument)
+    value = example_value(argument)
     return rewrapped(value, lambda _: next(remaining)) if is_wrapper(value) else next(remaining)
 
 
@@ -163,7 +163,7 @@ def _own(value: Any) -> Any:
 
 def _signature(argument: Any) -> str:
     """All that tracing may depend on in an argument of a function."""
-    value = example(argument)
+    value = example_value(argument)
     if isinstance(value, Tensor):
         sizes, strides = [str(size) for size in value.shape], [str(stride) for stride in value.stride()]
         inside = [] if not is_wrapper(value) else [_signature(plain) for plain in plain_tensors(value)]

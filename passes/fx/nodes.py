@@ -27,14 +27,14 @@ IN_PLACE = {
 """Assignments such as ``a += b``, which write into a tensor, and what gives the same as a new one."""
 
 
-def example(argument: Any) -> Any:
+def example_value(argument: Any) -> Any:
     """The value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
     return argument.meta.get("example_value") if isinstance(argument, Node) else argument
 
 
 def example_tensor(argument: Any) -> Tensor | None:
     """The tensor that Dynamo traced a node with; None for all that is no tensor."""
-    value = example(argument)
+    value = example_value(argument)
     return value if isinstance(argument, Node) and isinstance(value, Tensor) else None
 
 
@@ -67,7 +67,7 @@ def on_fakes(values: Any) -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def stand_in(value: Any, mode: FakeTensorMode) -> Any:
+def fake_like(value: Any, mode: FakeTensorMode) -> Any:
     """A tensor of `mode` like an example, its symbolic sizes the numbers that it was traced with; or such a number."""
     if not isinstance(value, Tensor):
         return hint(value)
@@ -112,7 +112,7 @@ def ancestors(*nodes: Node) -> list[Node]:
     return [node for node in nodes[0].graph.nodes if node in found] if nodes else []
 
 
-def leaves_of(node: Node) -> list[Any]:
+def flatten_args(node: Node) -> list[Any]:
     """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
     leaves: list[Any] = []
 
@@ -124,8 +124,8 @@ def leaves_of(node: Node) -> list[Any]:
     return leaves
 
 
-def with_leaves(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `node` with other leaves, in the order of `leaves_of`."""
+def unflatten_args(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `node` with other leaves, in the order of `flatten_args`."""
     iterator = iter(leaves)
     args, kwargs = map_aggregate((node.args, node.kwargs), lambda _: next(iterator))
     return args, kwargs
@@ -147,7 +147,7 @@ def writes_into_inputs(graph: Graph) -> bool:
     return any(value is not None and not is_vmapped(value) and storage_of(value) in storages for value in targets)
 
 
-def run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs what `node` calls on other arguments.
 
     Raises:
@@ -165,7 +165,7 @@ def name_of(node: Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def where(node: Node) -> str:
+def format_node(node: Node) -> str:
     """A node for people: its operator and the line of the model that it came from."""
     name = name_of(node)
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]

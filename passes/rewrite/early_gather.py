@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from ..analysis.attention import Attention, deferred_attention, is_sdpa, sdpa_arguments
+from ..analysis.attention import Attention, as_sdpa, deferred_attention
 from ..analysis.cut_sites import CutSite
 from ..analysis.dataflow import reached_from
 from ..fx.emit import Emitter
-from ..fx.nodes import example, writes_into_first
+from ..fx.nodes import example_value, writes_into_first
 from ..fx.sizes import expression
 
 
@@ -33,14 +33,14 @@ class Hoisted:
     """A scoring layer whose cut was moved to its input.
 
     ``entry`` is the new cut: it stands for the hidden states ``[B, S, C]`` that enter the layer, where kept tokens are
-    meant. ``tokenwise`` are the nodes that now run on kept tokens only, and so must treat each token for itself;
+    meant. ``pointwise`` are the nodes that now run on kept tokens only, and so must treat each token for itself;
     ``query`` is the one of them that holds the queries.
     """
 
     entry: Node
     hidden: Node
     query: Node
-    tokenwise: frozenset[Node]
+    pointwise: frozenset[Node]
     _attention: Node
 
     def finish(self, emit: Emitter, positions: Node) -> None:
@@ -66,18 +66,19 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
     Args:
         site: where the cut is, in a graph that is changed: a copy, to be dropped if the plan declines it.
         layer: the attention of the layer, whether or not it is scored.
-        keys: its keys, without the room of a static cache.
+        keys: its keys, without the slack of a static cache.
 
     Returns:
         None, and the graph as it was, where the layer has no fused attention or one with dropout, or where something
         outside of the layer reads what is between its input and its end.
     """
     attention = layer.output
-    if not is_sdpa(attention) or expression(example(keys).shape[-2]) != expression(example(layer.query).shape[-2]):
+    given = as_sdpa(attention)
+    if given is None or given.get("dropout_p"):
         return None
-    given = sdpa_arguments(attention.args, attention.kwargs)
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
-    if given.get("dropout_p"):
+    lengths = {expression(example_value(each).shape[-2]) for each in (keys, layer.query)}
+    if len(lengths) != 1:
         return None
     graph, hidden = attention.graph, site.hidden
     below = reached_from([hidden], lambda node: node.users)
@@ -98,7 +99,8 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
 def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -> Hoisted:
     """Rewrites a layer so that `rest` runs behind its keys and values, on copies of what it shares with `front`."""
     graph, hidden, between = attention.graph, site.hidden, set(rest)
-    given = sdpa_arguments(attention.args, attention.kwargs)
+    given = as_sdpa(attention)
+    assert given is not None
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     attention.target = deferred_attention
     attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}
@@ -108,8 +110,8 @@ def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -
             attention.prepend(node)
     first = next(node for node in graph.nodes if node in between)
     with graph.inserting_before(first):
-        entry = graph.call_function(_enter, (hidden,))
-    entry.meta = {"example_value": example(hidden)}
+        entry = graph.call_function(cut_marker, (hidden,))
+    entry.meta = {"example_value": example_value(hidden)}
     copies: dict[Node, Node] = {}
 
     def of_kept(node: Node) -> Node:
@@ -129,11 +131,12 @@ def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -
     for node in rest:
         if node is not attention:
             node.args, node.kwargs = map_arg(node.args, of_kept), map_arg(node.kwargs, of_kept)
-    tokenwise = frozenset([*rest, *copies.values()])
-    return Hoisted(entry, hidden, query, tokenwise, attention)
+    pointwise = frozenset([*rest, *copies.values()])
+    return Hoisted(entry, hidden, query, pointwise, attention)
 
 
-def _enter(hidden: Tensor) -> Tensor:
+def cut_marker(hidden: Tensor) -> Tensor:
+    """Stands in a graph for the hidden states ``[B, S, C]`` of kept tokens, until it is known which they are."""
     return hidden
 
 

@@ -7,12 +7,11 @@ import operator
 from torch.fx import Node
 
 from ..canonicalize.flex_to_sdpa import restore_flex
-from ..canonicalize.static_cache import moving_buffers, restore_length
 from ..context import PassContext, PruneResult, kept_at
-from ..fx.nodes import arguments, example, is_hidden_states
+from ..fx.nodes import arguments, example_value, is_hidden_states
 from ..fx.sizes import expression, hint
 from ..held_positions import tell_kept_positions
-from ..token_dim.solver import Returned
+from ..token_dim.plan import Returned
 from .metadata import check_shapes, forget, refresh
 
 
@@ -57,8 +56,8 @@ def _tell_shapes(context: PassContext) -> None:
         forget(context.plans)
         return
     refresh(context.plans)
-    rows = hint(example(context.injection.embeddings).shape[0])
-    check_shapes(context.plans, [hint(example(stage.length)) for stage in context.stages], rows)
+    batch = hint(example_value(context.injection.embeddings).shape[0])
+    check_shapes(context.plans, [hint(example_value(stage.length)) for stage in context.stages], batch)
 
 
 def _restore_numbers(context: PassContext) -> None:
@@ -73,21 +72,21 @@ def _restore_numbers(context: PassContext) -> None:
 
 def _last_states(context: PassContext, results: tuple[Node, ...], returned: list[Returned]) -> tuple[int, ...]:
     """The places of hidden states ``[B, S', C]`` behind the last cut among the results of a graph."""
-    channels = expression(example(context.injection.embeddings).shape[2])
+    channels = expression(example_value(context.injection.embeddings).shape[2])
     return tuple(
         each.place
         for each in returned
         if each.stage == len(context.stages) and each.axis == 1 and is_hidden_states(results[each.place])
-        if expression(example(results[each.place]).shape[2]) == channels
+        if expression(example_value(results[each.place]).shape[2]) == channels
     )
 
 
 def _restore_windows(context: PassContext) -> None:
     """Hands the buffers of sliding windows back as long as they were."""
-    for buffer in moving_buffers(context.graph, context.slack_buffers):
+    for buffer in context.slack.moving_buffers(context.graph):
         stage = context.plans[buffer].stage if buffer in context.plans else 0
         if stage:
             with context.emit.before(context.graph.output_node()):
                 sequence, short = context.lengths["sequence_length"], context.stages[stage - 1].length
                 dropped = context.emit.arithmetic(operator.sub, sequence, short)
-            restore_length(context.emit, buffer, dropped)
+            context.slack.restore(context.emit, buffer, dropped)

@@ -9,8 +9,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...kernels.gather import gather_tokens
 from ..errors import CannotPrune
-from ..fx.nodes import leaves_of, where, with_leaves
-from ..token_dim.solver import Gather, Length, NodePlan
+from ..fx.nodes import flatten_args, format_node, unflatten_args
+from ..token_dim.plan import Gather, Length, NodePlan
 from .early_gather import Hoisted
 from .shrink import take, take_merged
 
@@ -31,7 +31,7 @@ def query_module(hoisted: Hoisted, plans: dict[Node, NodePlan]) -> tuple[GraphMo
         CannotPrune: where a node counts its tokens.
     """
     within = {hoisted.query}
-    nodes = [node for node in reversed(plans) if node in hoisted.tokenwise]
+    nodes = [node for node in reversed(plans) if node in hoisted.pointwise]
     for node in nodes:
         if node in within:
             within.update(node.all_input_nodes)
@@ -51,20 +51,20 @@ def query_module(hoisted: Hoisted, plans: dict[Node, NodePlan]) -> tuple[GraphMo
     copies: dict[Node, Node] = {hoisted.entry: entering} | inputs
     for node in nodes:
         leaves = []
-        for leaf, repair in zip(leaves_of(node), plans[node].repairs, strict=True):
+        for leaf, rewrite in zip(flatten_args(node), plans[node].rewrites, strict=True):
             value = copies[leaf] if isinstance(leaf, Node) else leaf
-            if isinstance(repair, Gather) and repair.merged:
-                value = graph.call_function(take_merged, (value, positions, repair.axes[0], length))
-            elif isinstance(repair, Gather):
-                how = (repair.axes, repair.batch_axis, repair.batch_is_new, repair.roomy)
+            if isinstance(rewrite, Gather) and rewrite.merged:
+                value = graph.call_function(take_merged, (value, positions, rewrite.axes[0], length))
+            elif isinstance(rewrite, Gather):
+                how = (rewrite.axes, rewrite.batch_axis, rewrite.batch_is_new, rewrite.slack_axes)
                 value = graph.call_function(take, (value, positions, length, *how))
-            elif isinstance(repair, Length) and not repair.roomy:
-                value = graph.call_function(operator.mul, (number, repair.times))
-                value = graph.call_function(operator.mul, (value, rows)) if repair.rows else value
-            elif repair is not None:
-                raise CannotPrune(f"{where(node)} counts the tokens of its queries")
+            elif isinstance(rewrite, Length) and not rewrite.is_padded:
+                value = graph.call_function(operator.mul, (number, rewrite.times))
+                value = graph.call_function(operator.mul, (value, rows)) if rewrite.times_batch else value
+            elif rewrite is not None:
+                raise CannotPrune(f"{format_node(node)} counts the tokens of its queries")
             leaves.append(value)
         copies[node] = graph.node_copy(node)
-        copies[node].args, copies[node].kwargs = with_leaves(node, leaves)
+        copies[node].args, copies[node].kwargs = unflatten_args(node, leaves)
     graph.output(copies[hoisted.query])
     return GraphModule(torch.nn.Module(), graph), list(inputs)

@@ -11,11 +11,19 @@ from typing import Any
 from torch import SymFloat, SymInt, Tensor
 from torch.fx import Node
 
-from ..fx.nodes import example, leaves_of, on_fakes, run, where, with_leaves, writes_into_first
+from ..fx.nodes import (
+    call_target,
+    example_value,
+    flatten_args,
+    format_node,
+    on_fakes,
+    unflatten_args,
+    writes_into_first,
+)
 from ..fx.sizes import hint
 from ..fx.tensor_subclasses import is_wrapper
-from ..token_dim.op_rules import Marks
-from ..token_dim.solver import Plans
+from ..token_dim.plan import Plans
+from ..token_dim.sentinels import SentinelSizes
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +35,8 @@ def refresh(plans: Plans) -> None:
     """
     known: dict[Any, Any] = {}
     for node in plans:
-        leaves = leaves_of(node)
-        values = [example(leaf) for leaf in leaves]
+        leaves = flatten_args(node)
+        values = [example_value(leaf) for leaf in leaves]
         value = None
         if all(value is not None or not isinstance(leaf, Node) for leaf, value in zip(leaves, values, strict=True)):
             # Layers repeat: what calls the same on values that look the same shares its value.
@@ -36,7 +44,7 @@ def refresh(plans: Plans) -> None:
             try:
                 value = rerun(node) if known.get(key) is None else known[key]
             except Exception as error:
-                log.debug("no example value for %s: %s", where(node), error)
+                log.debug("no example value for %s: %s", format_node(node), error)
             if key is not None:
                 known[key] = value
         if value is None:
@@ -50,7 +58,7 @@ def _key(node: Node, values: Sequence[Any]) -> Any:
     if writes_into_first(node) or any(isinstance(value, Tensor) and is_wrapper(value) for value in values):
         return None
     try:
-        key = node.op, node.target, str(with_leaves(node, [None] * len(values))), tuple(map(_look, values))
+        key = node.op, node.target, str(unflatten_args(node, [None] * len(values))), tuple(map(_look, values))
         hash(key)
     except TypeError:
         return None
@@ -72,40 +80,40 @@ def forget(plans: Plans) -> None:
 
 def rerun(node: Node) -> object:
     """What a node gives for the example values of its arguments; no guard comes of it."""
-    values = [example(leaf) for leaf in leaves_of(node)]
+    values = [example_value(leaf) for leaf in flatten_args(node)]
     with on_fakes(values) as mode:
         quiet = contextlib.nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
         with quiet:
-            return run(node, *with_leaves(node, values))
+            return call_target(node, *unflatten_args(node, values))
 
 
-def check_shapes(plans: Plans, lengths: Sequence[int], rows: int) -> None:
+def check_shapes(plans: Plans, lengths: Sequence[int], batch: int) -> None:
     """Checks that each node behind a cut has the shape that its plan promised, and so nothing of the full length.
 
     Args:
         plans: those of a rewritten graph, whose example values were refreshed.
         lengths: how many tokens there are behind each cut, as the graph was traced.
-        rows: B, as the graph was traced.
+        batch: B, as the graph was traced.
 
     Raises:
         AssertionError: for a node of another shape, a fault of the passes.
     """
     for node, plan in plans.items():
-        value = example(node)
+        value = example_value(node)
         if plan.shape is None or not isinstance(value, Tensor):
             continue
-        promised = tuple(_size(size, plans.marks, lengths, rows) for size in plan.shape)
+        promised = tuple(_size(size, plans.sentinels, lengths, batch) for size in plan.shape)
         actual = tuple(hint(size) for size in value.shape)
         # A slice of the last few positions takes fewer where there are fewer.
         is_kept = len(actual) == len(promised) and all(
-            one == other or (one < other and plans.marks.token(size) is None)
+            one == other or (one < other and plans.sentinels.token(size) is None)
             for one, other, size in zip(actual, promised, plan.shape, strict=True)
         )
-        assert is_kept, f"{where(node)} has the shape {list(actual)}, planned was {list(promised)}"
+        assert is_kept, f"{format_node(node)} has the shape {list(actual)}, planned was {list(promised)}"
 
 
-def _size(size: int, marks: Marks, lengths: Sequence[int], rows: int) -> int:
+def _size(size: int, sentinels: SentinelSizes, lengths: Sequence[int], batch: int) -> int:
     """The size that stands for one with which a node was probed."""
-    axis = marks.read(size)
-    tokens = 1 if axis.tokens is None else lengths[marks.tokens.index(axis.tokens)] + axis.room
-    return math.prod((axis.copies, tokens, rows if axis.rows else 1))
+    axis = sentinels.contents(size)
+    tokens = 1 if axis.tokens is None else lengths[sentinels.tokens.index(axis.tokens)] + axis.slack
+    return math.prod((axis.copies, tokens, batch if axis.batch else 1))

@@ -11,8 +11,8 @@ from torch.fx import Node
 from ...kernels.segment_attention import inside
 from ...selectors.sharp.segments import segments
 from ...sharp_options import Segment
-from ..analysis.attention import Attention, sdpa_arguments
-from ..analysis.decoder import Decoder, find_entering
+from ..analysis.attention import Attention, as_sdpa
+from ..analysis.decoder import Decoder, find_layer_input
 from ..errors import CannotPrune
 from ..fx.emit import Emitter
 from ..fx.nodes import example_tensor
@@ -32,7 +32,11 @@ def check_maskable(decoder: Decoder, layer: int) -> None:
         query, key = example_tensor(attention.query), example_tensor(attention.key)
         if query is None or key is None or expression(query.shape[-2]) != expression(key.shape[-2]):
             raise CannotPrune(f"layer {index} can't be given a segment mask: its queries are not as many as its keys")
-        given = sdpa_arguments(attention.output.args, attention.output.kwargs) if attention.mask is None else {}
+        given = as_sdpa(attention.output) if attention.mask is None else {}
+        if given is None:
+            raise CannotPrune(
+                f"layer {index} can't be given a segment mask: it has no attention that is one operator of PyTorch's"
+            )
         if given.get("dropout_p"):
             raise CannotPrune(f"layer {index} can't be given a segment mask: its attention has dropout; call eval()")
 
@@ -56,7 +60,7 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
         assert attention is not None and attention.masked is not None
         with emit.before(attention.masked):
             if own is None:
-                own = emit(_segments(segment), frame, find_entering(decoder, 0))
+                own = emit(_segments(segment), frame, find_layer_input(decoder, 0))
             if attention.mask is None:
                 _run_in_segments(attention, own)
                 continue
@@ -77,7 +81,8 @@ def _segments(segment: Segment) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _run_in_segments(attention: Attention, own: Node) -> None:
     node = attention.output
-    given = sdpa_arguments(node.args, node.kwargs)
+    given = as_sdpa(node)
+    assert given is not None
     node.target = torch.ops.sharp_compile.segment_attention.default
     node.args, node.kwargs = (given["query"], given["key"], given["value"], own, given.get("scale")), {}
 

@@ -18,12 +18,12 @@ from ...selectors import Context, Rule
 from ...selectors.context import among
 from ..analysis.attention import Attention
 from ..analysis.cut_sites import CutSite
-from ..analysis.rope import Rotation, rotation_module
+from ..analysis.rope import RopeSubgraph, rope_module
 from ..analysis.selector_functions import named, on_copies, try_selector
-from ..analysis.tensor_parallel import Ranks
+from ..analysis.tensor_parallel import TensorParallelInfo
 from ..context import PassContext
 from ..errors import SelectorError
-from ..fx.nodes import example, stand_in
+from ..fx.nodes import example_value, fake_like
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Selection:
     segment: Node | None
 
 
-def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rotation: Rotation | None) -> Rule:
+def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rope: RopeSubgraph | None) -> Rule:
     """A user's function as a rule that the passes can rely on; a rule of ours as it is.
 
     It is called once on fake tensors, of the sizes that the graph was traced with. That shows whether it tells which
@@ -82,9 +82,9 @@ def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rot
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def like(value: Any) -> Any:
-        return stand_in(example(value), mode)
+        return fake_like(example_value(value), mode)
 
-    rotate, state, inputs = _layer_state(attention, rotation)
+    rotate, state, inputs = _layer_state(attention, rope)
     entering = like(hidden)
     rows, length, _ = entering.shape
     with mode, torch.no_grad():
@@ -120,7 +120,7 @@ def emit_selection(
         queries: the function of `lazy_queries` and its inputs, where the layer does not compute all queries.
     """
     emit, rule = context.emit, context.rule
-    rotate, state, rotation_inputs = _layer_state(site.attention, site.rotation)
+    rotate, state, rotation_inputs = _layer_state(site.attention, site.rope)
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
@@ -146,7 +146,7 @@ def _selecting(
     rule: Rule,
     rotate: Callable[..., Tensor],
     asked: GraphModule | None,
-    ranks: Ranks | None,
+    ranks: TensorParallelInfo | None,
     sizes: Sequence[int],
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The selection as a function of plain tensors.
@@ -187,8 +187,8 @@ def _selecting(
                 raise SelectorError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
-                positions = ranks.agreed(positions)
-                into = None if into is None else ranks.agreed(into)
+                positions = ranks.broadcast_from_rank0(positions)
+                into = None if into is None else ranks.broadcast_from_rank0(into)
             of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
             standing = () if into is None else (_standing(into, is_visual),)
             segments = () if rule.segments is None else (rule.segments(context),)
@@ -202,7 +202,7 @@ def _rotated(rotate: Callable[..., Tensor], inputs: Sequence[Tensor], keys: Tens
 
 
 def _layer_state(
-    attention: Attention | None, rotation: Rotation | None
+    attention: Attention | None, rope: RopeSubgraph | None
 ) -> tuple[Callable[..., Tensor], list[Any], list[Node]]:
     """What a rule may look at of a layer's attention.
 
@@ -210,12 +210,12 @@ def _layer_state(
         A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
         rotation, the mask, the scale and the number of heads, all None without attention; and these nodes.
     """
-    if attention is None or rotation is None:
+    if attention is None or rope is None:
         return lambda keys: keys, [None] * 7, []
-    rotate, inputs = rotation_module(rotation)
-    unrotated = [rotation.unrotated, rotation.by_token]
-    heads = example(attention.query).shape[1]
-    return rotate, [attention.query, attention.key, *unrotated, attention.mask, attention.scale, heads], inputs
+    rotate, inputs = rope_module(rope)
+    pre_rope = [rope.pre_rope, rope.is_bshd]
+    heads = example_value(attention.query).shape[1]
+    return rotate, [attention.query, attention.key, *pre_rope, attention.mask, attention.scale, heads], inputs
 
 
 def _context(
@@ -229,9 +229,9 @@ def _context(
 ) -> Context:
     """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
     is_visual, is_padding, frame = kinds
-    query, key, unrotated, by_token, mask, scale, heads = state
-    if by_token:
-        unrotated = unrotated.transpose(1, 2)
+    query, key, pre_rope, is_bshd, mask, scale, heads = state
+    if is_bshd:
+        pre_rope = pre_rope.transpose(1, 2)
     if mask is not None:
         # Columns behind the tokens are room in a cache.
         mask = mask[..., : hidden.shape[1]]
@@ -239,7 +239,7 @@ def _context(
         among(query),
         heads,
         key,
-        unrotated,
+        pre_rope,
         hidden,
         is_visual,
         is_padding,
@@ -253,7 +253,7 @@ def _context(
     )
 
 
-def _with_all_heads(own: Context, ranks: Ranks) -> Context:
+def _with_all_heads(own: Context, ranks: TensorParallelInfo) -> Context:
     """The context of a layer whose heads `ranks` share, from that of a rank's own heads.
 
     The keys of the other ranks are rotated here, as they were there: one exchange is enough for both kinds of keys.
@@ -263,13 +263,13 @@ def _with_all_heads(own: Context, ranks: Ranks) -> Context:
         # The graph knows the rotation for as many heads as a rank has.
         return torch.cat([own.rotate(part) for part in keys.chunk(ranks.number, dim=1)], dim=1)
 
-    unrotated = ranks.gather_heads(own.grouped_key_unrotated)
+    pre_rope = ranks.gather_heads(own.grouped_key_unrotated)
     return replace(
         own,
         queries=lambda rows: ranks.gather_heads(own.queries(rows)),
         heads=ranks.number * own.heads,
-        grouped_key=rotate(unrotated),
-        grouped_key_unrotated=unrotated,
+        grouped_key=rotate(pre_rope),
+        grouped_key_unrotated=pre_rope,
         rotate=rotate,
     )
 
@@ -299,7 +299,7 @@ def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
     scores, into = result if is_pair else (result, None)
     into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
     if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
-        got = " and ".join(map(_told, result)) if is_pair else _told(result)
+        got = " and ".join(map(_describe_value, result)) if is_pair else _describe_value(result)
         raise SelectorError(
             f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
             "and the position of what stands for each token, int64 of that shape"
@@ -307,7 +307,7 @@ def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
     return scores, into
 
 
-def _told(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"

@@ -17,8 +17,8 @@ from ...kernels.gather import gather_tokens
 from ...kernels.gather_together import gather_together
 from ...kernels.merge import merge_tokens
 from ..fx.emit import Emitter
-from ..fx.nodes import example_tensor, fake_mode, leaves_of, with_leaves
-from ..token_dim.solver import Expand, Gather, Length, NodePlan, Recount, Repair
+from ..fx.nodes import example_tensor, fake_mode, flatten_args, unflatten_args
+from ..token_dim.plan import ArgRewrite, Expand, Gather, Length, NodePlan, ResizeArange
 from .metadata import rerun
 
 
@@ -45,7 +45,7 @@ class Shrinker:
         self.stages: list[Stage] = []
         self.expanded: dict[tuple[Node, Expand], Node] = {}
 
-    def first_reader(self) -> Node:
+    def insertion_point(self) -> Node:
         """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
         return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
 
@@ -58,7 +58,7 @@ class Shrinker:
             into: which token of the stage before stands for each, ``[B, S]``; None where tokens are dropped only.
         """
         before = len(self.stages)
-        with self.emit.before(self.first_reader()):
+        with self.emit.before(self.insertion_point()):
             original = self.emit(_compose, self.stages[-1].original, positions) if before else positions
             hidden, sides = self._gather_together(positions, original, into)
         self.stages.append(Stage(positions, original, length, hidden, sides))
@@ -81,15 +81,15 @@ class Shrinker:
         gathered apart. So are hidden states whose tokens merge. Tensors with two token axes (masks) are left to
         `_gathered`.
         """
-        before, first = len(self.stages), self.first_reader()
+        before, first = len(self.stages), self.insertion_point()
         there = set(itertools.takewhile(lambda node: node is not first, self.emit.graph.nodes))
         sides = [
-            (leaf, repair)
+            (leaf, rewrite)
             for node, plan in self.plans.items()
             if plan.stage == before + 1
-            for leaf, repair in zip(leaves_of(node), plan.repairs, strict=True)
-            if isinstance(repair, Gather) and isinstance(leaf, Node) and leaf in there and leaf not in self.cuts
-            if repair.stage == 0 and len(repair.axes) == 1 and not repair.merged and not repair.roomy
+            for leaf, rewrite in zip(flatten_args(node), plan.rewrites, strict=True)
+            if isinstance(rewrite, Gather) and isinstance(leaf, Node) and leaf in there and leaf not in self.cuts
+            if rewrite.stage == 0 and len(rewrite.axes) == 1 and not rewrite.merged and not rewrite.slack_axes
         ]
         sides = list(dict.fromkeys(sides))
         cut = self.read(self.cuts[before], before)
@@ -104,7 +104,7 @@ class Shrinker:
             calls = [(positions, [of_cut]), (original, sides)]
         for places, wanted in calls:
             if wanted:
-                together = _taking_together(tuple(_layout(repair) for _, repair in wanted))
+                together = _multi_gather(tuple(_layout(rewrite) for _, rewrite in wanted))
                 nodes = self.emit(together, places, *(leaf for leaf, _ in wanted), results=len(wanted))
                 made |= zip(wanted, nodes if len(wanted) > 1 else [nodes], strict=True)
         return made.pop(of_cut), made
@@ -117,67 +117,69 @@ class Shrinker:
 
     def _rewrite(self, node: Node, plan: NodePlan) -> None:
         with self.emit.before(node):
-            pairs = zip(leaves_of(node), plan.repairs, strict=True)
-            leaves = [self._repaired(leaf, repair, plan.stage) for leaf, repair in pairs]
-        node.args, node.kwargs = with_leaves(node, leaves)
+            pairs = zip(flatten_args(node), plan.rewrites, strict=True)
+            leaves = [self._repaired(leaf, rewrite, plan.stage) for leaf, rewrite in pairs]
+        node.args, node.kwargs = unflatten_args(node, leaves)
         if self.emit.trace and 0 < plan.stage < len(self.cuts):
             # The selection of the next stage is traced with what this node holds now.
             node.meta["example_value"] = rerun(node)
 
-    def _repaired(self, leaf: object, repair: Repair, stage: int) -> object:
-        if isinstance(repair, Length):
-            return self._length(leaf, repair, stage)
-        if isinstance(repair, Recount):
+    def _repaired(self, leaf: object, rewrite: ArgRewrite, stage: int) -> object:
+        if isinstance(rewrite, Length):
+            return self._length(leaf, rewrite, stage)
+        if isinstance(rewrite, ResizeArange):
             assert isinstance(leaf, Node)
-            return self.emit(_count_as, leaf, self._length(None, repair.length, stage))
+            return self.emit(_count_as, leaf, self._length(None, rewrite.length, stage))
         if not isinstance(leaf, Node):
             return leaf
-        if isinstance(repair, Expand):
-            return self._expanded(leaf, repair)
+        if isinstance(rewrite, Expand):
+            return self._expanded(leaf, rewrite)
         leaf = self.read(leaf, stage)
-        return leaf if repair is None else self._gathered(leaf, repair, stage)
+        return leaf if rewrite is None else self._gathered(leaf, rewrite, stage)
 
-    def _length(self, leaf: object, repair: Length, stage: int) -> int | Node:
+    def _length(self, leaf: object, rewrite: Length, stage: int) -> int | Node:
         length = self.stages[stage - 1].length
-        if repair.roomy:
+        if rewrite.is_padded:
             assert isinstance(leaf, int | Node)
-            room = self.emit.arithmetic(operator.sub, leaf, self.emit.size(self.embeddings, 1))
-            return self.emit.arithmetic(operator.add, length, room)
-        length = self.emit.arithmetic(operator.mul, length, repair.times)
-        if repair.rows:
+            slack = self.emit.arithmetic(operator.sub, leaf, self.emit.size(self.embeddings, 1))
+            return self.emit.arithmetic(operator.add, length, slack)
+        length = self.emit.arithmetic(operator.mul, length, rewrite.times)
+        if rewrite.times_batch:
             return self.emit.arithmetic(operator.mul, self.emit.size(self.embeddings, 0), length)
         return length
 
-    def _gathered(self, node: Node, repair: Gather, stage: int) -> Node:
+    def _gathered(self, node: Node, rewrite: Gather, stage: int) -> Node:
         """`node` gathered for `stage`; each is made once and shared."""
         made = self.stages[stage - 1].gathered
-        if (node, repair) not in made:
-            positions = self._positions(repair.stage, stage)
-            length = self.stages[repair.stage - 1].length if repair.stage else self.emit.size(self.embeddings, 1)
-            if repair.merged:
-                made[node, repair] = self.emit(take_merged, node, positions, repair.axes[0], length)
+        if (node, rewrite) not in made:
+            positions = self._positions(rewrite.stage, stage)
+            length = self.stages[rewrite.stage - 1].length if rewrite.stage else self.emit.size(self.embeddings, 1)
+            if rewrite.merged:
+                made[node, rewrite] = self.emit(take_merged, node, positions, rewrite.axes[0], length)
             else:
-                how = (repair.axes, repair.batch_axis, repair.batch_is_new, repair.roomy)
-                made[node, repair] = self.emit(take, node, positions, length, *how)
-        return made[node, repair]
+                how = (rewrite.axes, rewrite.batch_axis, rewrite.batch_is_new, rewrite.slack_axes)
+                made[node, rewrite] = self.emit(take, node, positions, length, *how)
+        return made[node, rewrite]
 
-    def _expanded(self, node: Node, repair: Expand) -> Node:
+    def _expanded(self, node: Node, rewrite: Expand) -> Node:
         """`node` at the full length; each is made once, where it is first read, and shared."""
-        if (node, repair) not in self.expanded:
-            kept = self.stages[repair.stage - 1].original
+        if (node, rewrite) not in self.expanded:
+            kept = self.stages[rewrite.stage - 1].original
             length = self.emit.size(self.embeddings, 1)
-            short = self.read(node, repair.stage)
+            short = self.read(node, rewrite.stage)
             if short is node:
-                self._note_length(node, repair)
-            self.expanded[node, repair] = self.emit(expand_tokens, short, kept, length, repair.axis, repair.batch_axis)
-        return self.expanded[node, repair]
+                self._note_length(node, rewrite)
+            self.expanded[node, rewrite] = self.emit(
+                expand_tokens, short, kept, length, rewrite.axis, rewrite.batch_axis
+            )
+        return self.expanded[node, rewrite]
 
-    def _note_length(self, node: Node, repair: Expand) -> None:
+    def _note_length(self, node: Node, rewrite: Expand) -> None:
         """Has the example value of a rewritten node be as short as the node is."""
-        value, kept = example_tensor(node), example_tensor(self.stages[repair.stage - 1].original)
+        value, kept = example_tensor(node), example_tensor(self.stages[rewrite.stage - 1].original)
         if value is None or kept is None:
             return
-        shape = [*value.shape[: repair.axis], kept.shape[1], *value.shape[repair.axis + 1 :]]
+        shape = [*value.shape[: rewrite.axis], kept.shape[1], *value.shape[rewrite.axis + 1 :]]
         with fake_mode([value]):
             short = torch.empty(shape, dtype=value.dtype, device=value.device)
             node.meta["example_value"] = short.requires_grad_(value.requires_grad)
@@ -201,11 +203,11 @@ def _count_as(like: Tensor, length: int) -> Tensor:
     return torch.arange(length, dtype=like.dtype, device=like.device)
 
 
-def _layout(repair: Gather) -> tuple[int, int | None, bool]:
-    return repair.axes[0], None if repair.batch_is_new else repair.batch_axis, repair.batch_is_new
+def _layout(rewrite: Gather) -> tuple[int, int | None, bool]:
+    return rewrite.axes[0], None if rewrite.batch_is_new else rewrite.batch_axis, rewrite.batch_is_new
 
 
-def _taking_together(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
+def _multi_gather(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
     """A function that gathers several tensors with one token axis each.
 
     ``layouts`` are, for each, its token axis, its batch axis (None where it has none), and whether the result
@@ -239,16 +241,16 @@ def take(
     axes: tuple[int, ...],
     batch_axis: int | None,
     batch_is_new: bool,
-    roomy: tuple[int, ...],
+    slack_axes: tuple[int, ...],
 ) -> Tensor:
-    """``value`` at the kept positions of each row, along all of its token axes; room behind ``length`` tokens stays."""
+    """``value`` at the kept positions of each row, in all of its token axes; slack behind ``length`` tokens stays."""
     if batch_is_new:
         value = value.unsqueeze(0)
     for axis in axes:
         places = positions
-        if axis in roomy:
-            room = torch.arange(length, value.shape[axis + batch_is_new], device=positions.device)
-            places = torch.cat([positions, room.expand(positions.shape[0], -1)], 1)
+        if axis in slack_axes:
+            slack = torch.arange(length, value.shape[axis + batch_is_new], device=positions.device)
+            places = torch.cat([positions, slack.expand(positions.shape[0], -1)], 1)
         value = gather_tokens(value, places, axis + batch_is_new, batch_axis)
     return value
 

@@ -11,9 +11,10 @@ from torch.fx import GraphModule, Node
 from ..canonicalize.functionalize import make_functional
 from ..errors import CannotPrune
 from ..fx.emit import Emitter
-from ..fx.nodes import arguments, example, leaves_of, run, stand_in, where, with_leaves
+from ..fx.nodes import arguments, call_target, example_value, fake_like, flatten_args, format_node, unflatten_args
 from ..fx.sizes import hint
-from ..token_dim.solver import Expand, NodePlan, Plans, Returned, probe
+from ..token_dim.plan import Expand, NodePlan, Plans, Returned
+from ..token_dim.solver import probe
 from .shrink import Shrinker, expand_tokens
 
 
@@ -49,7 +50,7 @@ def follow_full(module: GraphModule, place: int) -> Tail | None:
     emit = Emitter(module, trace=False)
     shrinker = Shrinker(emit, plans, states, [states])
     shrinker.expanded |= {(states, Expand(1, 1, batch_axis)): states for batch_axis in (0, None)}
-    with emit.before(shrinker.first_reader()):
+    with emit.before(shrinker.insertion_point()):
         length = emit.size(kept, 1)
     shrinker.enter(kept, length)
     shrinker.finish()
@@ -72,12 +73,12 @@ def follow_short(module: GraphModule, place: int) -> Tail | None:
         with emit.before(node):
             length = emit.size(whole, 0)
             leaves = [
-                emit(expand_tokens, leaf, kept, length, repair.axis, repair.batch_axis)
-                if isinstance(repair, Expand)
+                emit(expand_tokens, leaf, kept, length, rewrite.axis, rewrite.batch_axis)
+                if isinstance(rewrite, Expand)
                 else leaf
-                for leaf, repair in zip(leaves_of(node), plan.repairs, strict=True)
+                for leaf, rewrite in zip(flatten_args(node), plan.rewrites, strict=True)
             ]
-        node.args, node.kwargs = with_leaves(node, leaves)
+        node.args, node.kwargs = unflatten_args(node, leaves)
     return _finished(module, plans)
 
 
@@ -85,16 +86,16 @@ def _check_any_length(node: Node, plan: NodePlan) -> None:
     """Declines a node whose result, as it was traced, depends on how many tokens it reads."""
     with FakeTensorMode() as mode:
         values = [
-            stand_in(value, mode) if isinstance(value := example(leaf), Tensor) else hint(value)
-            for leaf in leaves_of(node)
+            fake_like(value, mode) if isinstance(value := example_value(leaf), Tensor) else hint(value)
+            for leaf in flatten_args(node)
         ]
         longer = [
-            value.repeat_interleave(2, repair.axis) if isinstance(repair, Expand) else value
-            for value, repair in zip(values, plan.repairs, strict=True)
+            value.repeat_interleave(2, rewrite.axis) if isinstance(rewrite, Expand) else value
+            for value, rewrite in zip(values, plan.rewrites, strict=True)
         ]
-        shapes = [run(node, *with_leaves(node, each)).shape for each in (values, longer)]
+        shapes = [call_target(node, *unflatten_args(node, each)).shape for each in (values, longer)]
     if shapes[0] != shapes[1]:
-        raise CannotPrune(f"{where(node)} takes tokens at positions of the hidden states, which were shortened")
+        raise CannotPrune(f"{format_node(node)} takes tokens at positions of the hidden states, which were shortened")
 
 
 def _add_inputs(module: GraphModule) -> tuple[Node, Node]:

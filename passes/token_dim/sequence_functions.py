@@ -12,6 +12,3 @@ from typing import Any
 
 SEQUENCE_FUNCTIONS: set[Callable[..., Any]] = set()
 """Functions of tokens, in one axis, that may be called with any number of them (`integrations` fills it)."""
-
-TOKEN_FUNCTIONS: set[Any] = set()
-"""Operators that are not PyTorch's own and treat each token for itself (`integrations` fills it)."""

@@ -17,7 +17,7 @@ from ..options import Config
 from ..passes.analysis.injection import Injection
 from ..passes.analysis.modality import KIND
 from ..passes.fx.emit import Emitter
-from ..passes.fx.nodes import copy_of, example
+from ..passes.fx.nodes import copy_of, example_value
 from ..passes.pipeline import prune, too_short
 from ..report import GraphReport
 from ..tensor_records import as_size_tensor
@@ -137,7 +137,7 @@ class LinkedGraph:
     def _length_left(self, place: int, record: InjectionRecord) -> int | None:
         """S' of a call; None where the graph injects features of its own as well."""
         batch, length = record.frame.shape
-        channels = example(self.module.graph.find_nodes(op="placeholder")[place]).shape[2]
+        channels = example_value(self.module.graph.find_nodes(op="placeholder")[place]).shape[2]
         if self.injects or not isinstance(channels, int):
             return None
         visual = record.elements // (batch * channels)

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
-from ..passes.fx.nodes import copy_of, example
+from ..passes.fx.nodes import copy_of, example_value
 from ..passes.held_positions import tell_all_positions
 
 Compiled = Callable[..., Any]
@@ -31,7 +31,7 @@ def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> C
 
 def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
     """A graph that Dynamo traces once more when it first runs, for another backend."""
-    symbolic = any(isinstance(example(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
+    symbolic = any(isinstance(example_value(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
     lock = threading.RLock()
 
     # Dynamo never traces code that is made while it compiles, and compiling is where we are: the code of the

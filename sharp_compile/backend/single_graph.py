@@ -16,7 +16,7 @@ from ..passes.analysis.injection import Injection, find_injections
 from ..passes.analysis.modality import KIND, modality_of, only
 from ..passes.context import PruneResult
 from ..passes.fx.emit import Emitter
-from ..passes.fx.nodes import arguments, copy_with_nodes, example, example_tensor, writes_into_inputs
+from ..passes.fx.nodes import arguments, copy_with_nodes, example_tensor, example_value, writes_into_inputs
 from ..passes.fx.part import part_of
 from ..passes.pipeline import prune, with_injections
 from ..report import GraphReport
@@ -74,7 +74,7 @@ def compile_injecting(
         f"visual features are injected in this graph, before a decoder of {pruned.num_layers} layers",
     )
     for name, length in pruned.lengths.items():
-        setattr(graph_report, name, str(example(length)) if isinstance(length, Node) else length)
+        setattr(graph_report, name, str(example_value(length)) if isinstance(length, Node) else length)
     log_pruned(graph_report, module, pruned.module)
     return run_pruned(compile_graph(pruned.module), graph_report, pruned, config, module)
 

@@ -28,7 +28,7 @@ from ..passes.errors import CannotPrune
 from ..passes.fx.nodes import copy_of
 from ..passes.rewrite.shrink import expand_tokens
 from ..passes.rewrite.tail import Tail, follow_full, follow_short
-from ..passes.token_dim.solver import Returned
+from ..passes.token_dim.plan import Returned
 from ..tensor_records import KEPT_POSITIONS, Shortened, as_size_tensor, shortened
 from .callers import goes_on
 

@@ -17,7 +17,7 @@ _IDS = {
 }
 _SOUND = ("input_features", "audio_values", "input_values")
 _THROUGH = {"to", "unsqueeze", "expand", "expand_as", "bool", "contiguous", torch.unsqueeze}
-_MOST_STEPS = 16
+_MAX_STEPS = 16
 
 
 def placeholder_ids(config: Any, modality: str) -> list[int]:
@@ -46,7 +46,7 @@ def kind_of_mask(mask: Node) -> str | None:
 
 def _marked_ids(mask: Node, ids: Any) -> set[int]:
     """The ids at which a mask is; none where that isn't known."""
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         if mask.target not in _THROUGH:
             break
         mask = mask.all_input_nodes[0]

@@ -19,7 +19,8 @@ import torch
 from torch._dynamo import trace_rules
 
 from ... import patches
-from ...passes.token_dim.sequence_functions import SEQUENCE_FUNCTIONS, TOKEN_FUNCTIONS
+from ...passes.token_dim.op_rules import allowed, register_op_rule
+from ...passes.token_dim.sequence_functions import SEQUENCE_FUNCTIONS
 
 # By the names of the kernels: each takes a whole sequence, and is causal.
 _KERNELS = {
@@ -38,7 +39,7 @@ def install() -> None:
         import transformers.integrations.moe  # noqa: F401
 
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
-        TOKEN_FUNCTIONS.add(torch.ops.transformers.grouped_mm_fallback)
+        register_op_rule(torch.ops.transformers.grouped_mm_fallback, mixes_tokens=False)(allowed)
 
 
 def _trace_through(function: Callable[..., Any]) -> None:

@@ -12,7 +12,7 @@ from ...sharp_options import Segment
 from ..context import Context
 from .dedup import content
 
-_MOST_ROWS = 16
+_MAX_ROWS = 16
 # What the step counts beside the text's own attention: a correction.
 _WEIGHT = 0.5
 
@@ -65,8 +65,8 @@ def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
     """
     ranked = scores.masked_fill(~ctx.is_visual, float("-inf"))
     # As many as there are, if fewer than 16: padded first, so that no length is compared with 16.
-    ranked = torch.cat([ranked, ranked.new_full((ranked.shape[0], _MOST_ROWS), float("-inf"))], dim=1)
-    rows = ranked.argsort(dim=1, descending=True, stable=True)[:, :_MOST_ROWS]
+    ranked = torch.cat([ranked, ranked.new_full((ranked.shape[0], _MAX_ROWS), float("-inf"))], dim=1)
+    rows = ranked.argsort(dim=1, descending=True, stable=True)[:, :_MAX_ROWS]
     top = ranked.gather(1, rows)
     rows = rows.clamp_max(ctx.is_visual.shape[1] - 1)
     own = own_segments(ctx, segment)

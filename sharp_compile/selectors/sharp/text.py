@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels.received_attention import received_attention
 from ..context import Context
 
-_MOST_ROWS = 64
+_MAX_ROWS = 64
 # Each layer leaves so much of what the other text knows and the last position has not read.
 _UNREAD = 0.6
 
@@ -24,14 +24,14 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
     """
     position = torch.arange(ctx.is_visual.shape[1], device=ctx.is_visual.device)
     # A fixed number of rows, so that no length is compared with it.
-    wanted = torch.arange(_MOST_ROWS, device=position.device)
-    place = _MOST_ROWS - 1 - _real_behind(ctx.is_padding)
+    wanted = torch.arange(_MAX_ROWS, device=position.device)
+    place = _MAX_ROWS - 1 - _real_behind(ctx.is_padding)
     # What has no place among them goes to one more, which is cut off.
-    place = place.where(~ctx.is_padding & (place >= 0), _MOST_ROWS)
-    unplaced = torch.full_like(place[:, :1], -1).expand(-1, _MOST_ROWS + 1)
-    rows = unplaced.scatter(1, place, position.expand_as(place))[:, :_MOST_ROWS]
+    place = place.where(~ctx.is_padding & (place >= 0), _MAX_ROWS)
+    unplaced = torch.full_like(place[:, :1], -1).expand(-1, _MAX_ROWS + 1)
+    rows = unplaced.scatter(1, place, position.expand_as(place))[:, :_MAX_ROWS]
     last_visual = position.where(ctx.is_visual, -1).amax(1, keepdim=True)
-    return rows.clamp_min(0), (rows > last_visual) | (wanted == _MOST_ROWS - 1)
+    return rows.clamp_min(0), (rows > last_visual) | (wanted == _MAX_ROWS - 1)
 
 
 def _real_behind(is_padding: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def text_query(ctx: Context) -> Tensor:
     Attention to keys by the mean of queries is the geometric mean of their attentions, normalised.
     """
     rows, counts = text_rows(ctx)
-    is_last = torch.arange(_MOST_ROWS, device=rows.device) == _MOST_ROWS - 1
+    is_last = torch.arange(_MAX_ROWS, device=rows.device) == _MAX_ROWS - 1
     others = (counts & ~is_last).to(torch.float32)
     number = others.sum(1, keepdim=True)
     share = (number > 0) * _UNREAD ** (ctx.layer + 1)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from sharp_compile.passes.fx.nodes import example
+from sharp_compile.passes.fx.nodes import example_value
 from sharp_compile.passes.fx.sizes import hint
 from sharp_compile.passes.rewrite.metadata import check_shapes
-from sharp_compile.passes.token_dim.op_rules import Marks
-from sharp_compile.passes.token_dim.solver import NodePlan, Plans
+from sharp_compile.passes.token_dim.plan import NodePlan, Plans
+from sharp_compile.passes.token_dim.sentinels import SentinelSizes
 from torch.fx import Graph, Interpreter
 
 from tests.backend.test_cross_graph import Broken
@@ -22,7 +22,7 @@ class Shapes(Interpreter):
 
     def run_node(self, n):
         result = super().run_node(n)
-        value = example(n)
+        value = example_value(n)
         if isinstance(result, torch.Tensor) and isinstance(value, torch.Tensor):
             assert tuple(result.shape) == tuple(map(hint, value.shape)), n.format_node()
             assert result.dtype == value.dtype
@@ -63,7 +63,7 @@ def test_a_graph_that_is_traced_again_says_nothing_of_the_full_length():
 
 
 def test_a_slice_of_the_last_positions_takes_fewer_where_there_are_fewer():
-    plans = Plans(Marks((10007,), None, 40))
+    plans = Plans(SentinelSizes((10007,), None, 40))
     node = Graph().placeholder("window")
     plans[node] = NodePlan(1, (), (1, 31, 16))
     node.meta["example_value"] = torch.empty(1, 21, 16)
@@ -74,9 +74,9 @@ def test_a_slice_of_the_last_positions_takes_fewer_where_there_are_fewer():
 
 
 def test_another_shape_than_planned_is_a_fault():
-    graph, marks = Graph(), Marks((10007,), None, 9)
+    graph, sentinels = Graph(), SentinelSizes((10007,), None, 9)
     node = graph.placeholder("hidden")
-    plans = Plans(marks)
+    plans = Plans(sentinels)
     plans[node] = NodePlan(1, (), (1, 10007, 16))
     node.meta["example_value"] = torch.empty(1, 4, 16)
     check_shapes(plans, [4], 1)

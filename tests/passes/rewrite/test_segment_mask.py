@@ -88,11 +88,11 @@ def test_the_mask_steers_only_the_layers_before_the_cut(dynamic):
         options = {"segment": segment, "retention": 1.0, "inner": "eager", "on_skip": "raise"}
         call = torch.compile(model, backend="sharp", dynamic=dynamic, options=options)
         fast[frames] = [call(**toy_inputs(visual=visual)) for visual in (20, 30, 25)]
-    for visual, alone, together in zip((20, 30, 25), fast[1], fast[99], strict=True):
+    for visual, pointwise, together in zip((20, 30, 25), fast[1], fast[99], strict=True):
         logits, keys = model(**toy_inputs(visual=visual))
         assert_close(together[0], logits, atol=1e-5, rtol=1e-4)
-        assert_close(alone[1][0], keys[0], atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(alone[1][1], keys[1], atol=1e-3)
+        assert_close(pointwise[1][0], keys[0], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(pointwise[1][1], keys[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("length", [1, 37, 512, 700, 1100])

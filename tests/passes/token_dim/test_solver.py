@@ -3,7 +3,8 @@
 import pytest
 import torch
 from sharp_compile.passes.errors import CannotPrune
-from sharp_compile.passes.token_dim.solver import Gather, Length, probe
+from sharp_compile.passes.token_dim.plan import Gather, Length
+from sharp_compile.passes.token_dim.solver import probe
 
 
 def plans(after, *side, shape=(1, 48, 32), stages=1):
@@ -25,17 +26,17 @@ def plans(after, *side, shape=(1, 48, 32), stages=1):
     return probe(module.graph, source, [cut])
 
 
-def repairs(after, *side, **how):
-    return [repair for plan in plans(after, *side, **how).values() for repair in plan.repairs if repair is not None]
+def rewrites(after, *side, **how):
+    return [rewrite for plan in plans(after, *side, **how).values() for rewrite in plan.rewrites if rewrite is not None]
 
 
 def test_work_on_single_tokens_needs_no_repair():
-    assert repairs(lambda h, w: torch.nn.functional.silu(h @ w) + h.mean(-1, keepdim=True), torch.randn(32, 32)) == []
+    assert rewrites(lambda h, w: torch.nn.functional.silu(h @ w) + h.mean(-1, keepdim=True), torch.randn(32, 32)) == []
 
 
 def test_a_literal_length_becomes_the_new_one():
-    assert repairs(lambda h: h.view(1, 48, 4, 8).transpose(1, 2)) == [Length()]
-    assert repairs(lambda h: h.view(48, 32)) == [Length()]
+    assert rewrites(lambda h: h.view(1, 48, 4, 8).transpose(1, 2)) == [Length()]
+    assert rewrites(lambda h: h.view(48, 32)) == [Length()]
 
 
 def test_a_view_that_fits_by_accident_is_not_taken():
@@ -43,14 +44,14 @@ def test_a_view_that_fits_by_accident_is_not_taken():
     with pytest.raises(CannotPrune):
         plans(lambda h: h.view(1, 32, 48) + 1)
     # A wildcard would swallow the tokens that are missing.
-    assert repairs(lambda h: h.view(1, 48, -1, 8)) == [Length()]
+    assert rewrites(lambda h: h.view(1, 48, -1, 8)) == [Length()]
 
 
 def test_sizes_that_equal_the_length():
     square = torch.randn(48, 48)
-    assert repairs(lambda h, w: h @ w, square, shape=(1, 48, 48)) == []
-    assert repairs(lambda h: h.view(1, 48, 48, 1), shape=(1, 48, 48)) == [Length()]
-    table = repairs(lambda h, w: h * w, torch.randn(1, 48, 48), shape=(1, 48, 48))
+    assert rewrites(lambda h, w: h @ w, square, shape=(1, 48, 48)) == []
+    assert rewrites(lambda h: h.view(1, 48, 48, 1), shape=(1, 48, 48)) == [Length()]
+    table = rewrites(lambda h, w: h * w, torch.randn(1, 48, 48), shape=(1, 48, 48))
     assert table == [Gather(0, (1,))]
 
 
@@ -59,20 +60,20 @@ def test_sizes_that_equal_the_length():
     [((48, 32), (0,)), ((1, 48, 32), (1,)), ((1, 48, 1), (1,))],
 )
 def test_a_side_tensor_is_gathered_where_tokens_meet_it(side, gather):
-    assert repairs(lambda h, s: h + s, torch.randn(side)) == [Gather(0, gather)]
+    assert rewrites(lambda h, s: h + s, torch.randn(side)) == [Gather(0, gather)]
 
 
 def test_rows_are_found_too():
-    assert repairs(lambda h, s: h + s, torch.randn(2, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
-    assert repairs(lambda h, s: h + s, torch.randn(1, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
+    assert rewrites(lambda h, s: h + s, torch.randn(2, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
+    assert rewrites(lambda h, s: h + s, torch.randn(1, 48, 32), shape=(2, 48, 32)) == [Gather(0, (1,), 0)]
     new = [Gather(0, (0,), 0, batch_is_new=True)]
-    assert repairs(lambda h, s: h + s, torch.randn(48, 32), shape=(2, 48, 32)) == new
-    assert repairs(lambda h, s: h + s, torch.randn(2, 1, 32), shape=(2, 48, 32)) == []
+    assert rewrites(lambda h, s: h + s, torch.randn(48, 32), shape=(2, 48, 32)) == new
+    assert rewrites(lambda h, s: h + s, torch.randn(2, 1, 32), shape=(2, 48, 32)) == []
 
 
 def test_rows_and_tokens_in_one_axis():
-    found = repairs(lambda h, s: h.view(96, 32) + s, torch.randn(96, 32), shape=(2, 48, 32))
-    assert found == [Length(rows=True), Gather(0, (0,), 0, merged=True)]
+    found = rewrites(lambda h, s: h.view(96, 32) + s, torch.randn(96, 32), shape=(2, 48, 32))
+    assert found == [Length(times_batch=True), Gather(0, (0,), 0, merged=True)]
 
 
 def test_a_mask_is_gathered_along_both_axes():
@@ -80,7 +81,7 @@ def test_a_mask_is_gathered_along_both_axes():
         q = h.view(1, 48, 4, 8).transpose(1, 2)
         return torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
 
-    assert repairs(attend, torch.ones(1, 1, 48, 48, dtype=torch.bool)) == [Length(), Gather(0, (2, 3))]
+    assert rewrites(attend, torch.ones(1, 1, 48, 48, dtype=torch.bool)) == [Length(), Gather(0, (2, 3))]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_tokens_by_their_place_are_declined(after, why):
 
 @pytest.mark.parametrize("after", [lambda h: h[:, -1], lambda h: h[:, -1:], lambda h: h[:, -3:], lambda h: h[:, 0:]])
 def test_the_last_tokens_may_be_taken(after):
-    assert repairs(after) == []
+    assert rewrites(after) == []
 
 
 def test_writes_into_older_tensors_are_declined():
@@ -129,7 +130,7 @@ def test_writes_into_new_tensors_are_fine():
         new[..., 0] = 0
         return new
 
-    assert repairs(write) == []
+    assert rewrites(write) == []
 
 
 def test_the_reason_names_the_line():
