@@ -23,7 +23,8 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding, rotate_half
 
 from sharp_compile.options import Config
-from sharp_compile.selectors import Context, rule
+from sharp_compile.selector_registry import find_rule
+from sharp_compile.selectors import Context
 from sharp_compile.selectors.context import among
 
 SHAPES = {
@@ -55,7 +56,7 @@ def compiled(config: Qwen2Config, tokens: int, moves: bool, options: dict) -> tu
     is_visual[:, TEXT // 2 : tokens - TEXT // 2] = True
     frame = ((is_visual.cumsum(1) - 1) // TOKENS_PER_FRAME).where(is_visual, -1)
     parsed = Config.parse(options)
-    chosen, kept = rule(parsed), TEXT + parsed.cuts[0].kept(tokens - TEXT)
+    chosen, kept = find_rule(parsed), TEXT + parsed.cuts[0].kept(tokens - TEXT)
 
     def rotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return keys * cos[:, None] + rotate_half(keys) * sin[:, None]

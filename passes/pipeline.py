@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from ..observability import artifact, phase
 from ..options import Config, Cut
-from ..selectors import rule
+from ..selector_registry import find_rule
 from .analysis.attention import Attention, as_rewritten
 from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
@@ -124,7 +124,7 @@ def analyze(context: PassContext, ended: Any) -> None:
     decoder = find_decoder(context.graph, embeddings)
     assert decoder is not None
     check_whole(decoder, ended)
-    context.decoder, context.ranks, chosen = decoder, find_tensor_parallel(decoder), rule(config)
+    context.decoder, context.ranks, chosen = decoder, find_tensor_parallel(decoder), find_rule(config)
     sites, context.remark = find_cut_sites(decoder, config.cuts, chosen.needs_attention)
     masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
     context.mask = masked.mask

@@ -18,6 +18,7 @@ from .integrations import accelerate
 from .integrations.transformers import generation
 from .passes.errors import CannotPrune
 from .report import GraphReport, reports, reset
+from .selector_registry import register_selector
 from .selectors import Context
 from .visual_annotation import visual_tokens
 
@@ -31,6 +32,7 @@ __all__ = [
     "compile",
     "explain",
     "patches",
+    "register_selector",
     "reports",
     "reset",
     "visual_tokens",

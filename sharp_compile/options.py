@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_origin
 import torch
 
 from .calibration import Calibration, is_measurement
+from .selector_registry import selector_names
 from .sharp_options import INT64_BOUND, Debias, Dedup, Segment, nearest, parse_debias, parse_dedup, parse_segment
 from .short_repr import short_repr
 
@@ -43,20 +44,6 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Every option there is, with the value it has when it isn't given."""
-
-SELECTORS = (
-    "sharp",
-    "fastv",
-    "pyramiddrop",
-    "feather",
-    "sparsevlm",
-    "visiondrop",
-    "framefusion",
-    "diversity",
-    "uniform",
-    "random",
-)
-"""The selection rules that have a name."""
 
 PARTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {"segment": parse_segment, "debias": parse_debias, "dedup": parse_dedup}
@@ -266,10 +253,11 @@ def _selector(value: Any) -> str | Callable[[Any], Any]:
     """Return the name of a rule, or the user's own scoring function."""
     if callable(value):
         return value
-    if name := _named(value, SELECTORS):
+    known = selector_names()
+    if name := _named(value, known):
         return name
-    allowed = f"must be a function score(ctx) or one of {', '.join(SELECTORS)}"
-    raise _refusal("selector", value, allowed + nearest(value, SELECTORS))
+    allowed = f"must be a function score(ctx) or one of {', '.join(known)}"
+    raise _refusal("selector", value, allowed + nearest(value, known))
 
 
 def _part(name: str, given: Mapping[str, Any], selector: object) -> Any:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import sharp_compile
-from sharp_compile.options import SELECTORS
+from sharp_compile.selector_registry import selector_names
 from tests.toy import Toy, toy_inputs
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 WHERE = [slice(None), 7]
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", selector_names())
 def test_the_kept_tokens_are_a_selection(selector):
     inputs = toy_inputs(rows=2, pad=[0, 3])
     is_text = (inputs["ids"] != 49) & (inputs["attention_mask"] == 1)

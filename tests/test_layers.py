@@ -18,7 +18,16 @@ import networkx as nx
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"sharp_compile.kernels": "kernels", "sharp_compile.passes": "passes", "sharp_compile": "sharp_compile"}
 # What the user asked for, and how it is shown to people what is done: all floors may read these.
-DATA = {"options", "sharp_options", "calibration", "short_repr", "requirements", "observability", "patches"}
+DATA = {
+    "options",
+    "sharp_options",
+    "calibration",
+    "short_repr",
+    "requirements",
+    "observability",
+    "patches",
+    "selector_registry",
+}
 API = {"api", "explain", ""}
 FLOORS = ["data", "kernels", "selectors", "passes", "backend", "api", "tools"]
 # `Explanation.to_html` is a door to a tool, which is loaded when it is opened.

@@ -3,9 +3,11 @@
 from torch import Tensor
 
 from ..kernels.farthest import farthest_first
+from ..selector_registry import register_selector
 from .context import Context
 
 
+@register_selector("diversity", needs_attention=False, merges=False)
 def diversity(ctx: Context) -> Tensor:
     """Greedy max-min cosine distance over the hidden states of the visual tokens.
 

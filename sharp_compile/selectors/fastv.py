@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
+from ..selector_registry import register_selector
 from .context import Context
 
 
+@register_selector("fastv", merges=False)
 def fastv(ctx: Context) -> Tensor:
     """The attention probability from the last real position to each token, mean over heads.
 

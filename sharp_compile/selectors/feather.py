@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.received_attention import received_attention
+from ..selector_registry import register_selector
 from .context import Context, among
 from .uniform import spread
 
 
+@register_selector("feather", merges=False)
 def feather(ctx: Context) -> Tensor:
     """Attention from the last position without rotary embedding, behind a sample of all places.
 

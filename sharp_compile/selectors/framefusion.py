@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..kernels.shift import shifted
+from ..selector_registry import register_selector
 from .context import Context
 from .fastv import fastv
 
 _THRESHOLD = 0.6
 
 
+@register_selector("framefusion", merges=True)
 def framefusion(ctx: Context) -> tuple[Tensor, Tensor]:
     """Merges a token with the one at its place in the frame before, if their hidden states are alike.
 

@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
+from ..selector_registry import register_selector
 from .context import Context
 from .fastv import fastv
 
 
+@register_selector("pyramiddrop", merges=False)
 def pyramiddrop(ctx: Context) -> Tensor:
     """The attention from the last token of the instruction, mean over heads, at the end of each stage.
 

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..selector_registry import register_selector
 from .context import Context
 
 _MASK = 2**31 - 1
 
 
+@register_selector("random", needs_attention=False, merges=False, options=("seed",))
 def random(ctx: Context, seed: int) -> Tensor:
     """Scores that depend on the seed, the row and the position only.
 

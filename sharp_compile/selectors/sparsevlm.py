@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ..kernels.gather import gather_tokens
 from ..kernels.received_attention import received_attention
+from ..selector_registry import register_selector
 from .context import Context
 from .sharp.text import text_rows
 
 
+@register_selector("sparsevlm", merges=False)
 def sparsevlm(ctx: Context) -> Tensor:
     """The attention of the text tokens that are about the picture, mean over them and over heads.
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ..selector_registry import register_selector
 from .context import Context
 
 
+@register_selector("uniform", needs_attention=False, merges=False)
 def uniform(ctx: Context) -> Tensor:
     """Of the n visual tokens that a row of V keeps, number ``floor(j * V / n)`` for j = 0..n-1.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.received_from_all import received_from_all
+from ..selector_registry import register_selector
 from .context import Context
 
 
+@register_selector("visiondrop", merges=False)
 def visiondrop(ctx: Context) -> Tensor:
     """The attention that a token receives from the visual tokens, mean over them and over heads; no text is asked.
 

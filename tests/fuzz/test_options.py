@@ -16,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sharp_compile.calibration import Calibration
-from sharp_compile.options import DEFAULTS, ON_SKIP, SELECTORS, Config
+from sharp_compile.options import DEFAULTS, ON_SKIP, Config
+from sharp_compile.selector_registry import selector_names
 from sharp_compile.sharp_options import FEATURES, FORMS, SCOPES
 
 
@@ -95,7 +96,9 @@ def one_of_many(values):
 NAMES = st.sampled_from(
     [*DEFAULTS, "scope", "frames", "count", "tokens_per_frame", "profile", "form", "threshold", "on"]
 )
-WORDS = st.sampled_from([*SELECTORS, *ON_SKIP, *SCOPES, *FORMS, *FEATURES, "rotary", "eager", "inductor", "sharp"])
+WORDS = st.sampled_from(
+    [*selector_names(), *ON_SKIP, *SCOPES, *FORMS, *FEATURES, "rotary", "eager", "inductor", "sharp"]
+)
 NUMBERS = st.one_of(
     st.integers(-2, 5),
     st.integers(),

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from sharp_compile.options import Config
-from sharp_compile.selectors import rule
+from sharp_compile.selector_registry import find_rule
 from tests.selectors.test_selectors import context, kept_positions
 
 BEFORE, PLACES = 2, 4
@@ -23,13 +23,13 @@ def video(frames, kept=10, **changes):
 
 
 def framefusion(ctx):
-    made = rule(Config.parse({"selector": "framefusion"}))
+    made = find_rule(Config.parse({"selector": "framefusion"}))
     assert made.merges
     return made.score(ctx)
 
 
 def fastv(ctx):
-    return rule(Config.parse({"selector": "fastv"})).score(ctx)
+    return find_rule(Config.parse({"selector": "fastv"})).score(ctx)
 
 
 def directions(count):

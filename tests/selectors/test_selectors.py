@@ -6,8 +6,8 @@ from sharp_compile.kernels.keep import keep_counts, keep_positions, leading
 from torch.testing import assert_close
 
 from sharp_compile.options import Config
+from sharp_compile.selector_registry import find_rule
 from sharp_compile.selectors import Context
-from sharp_compile.selectors import rule as rule_of
 from sharp_compile.selectors.context import among
 
 
@@ -52,7 +52,7 @@ def kept_positions(ctx, scores):
 
 
 def rule(**options):
-    made = rule_of(Config.parse(options))
+    made = find_rule(Config.parse(options))
     return lambda ctx: made.score(ctx, *made.constants)
 
 

@@ -6,13 +6,18 @@ has the equations, the reasons and what was measured.
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
+from ...calibration import Calibration
+from ...options import Config
+from ...selector_registry import Rule, register_rule
 from ...sharp_options import Debias, Dedup, Segment
 from ..context import Context
 from .debias import debiased, measured
 from .dedup import demote_copies
-from .segments import within_segments
+from .segments import own_segments, within_segments
 from .text import text_attention, text_query
 
 
@@ -46,3 +51,14 @@ def sharp(
     if segment is not None and segment.scope == "scores":
         scores = scores + within_segments(ctx, scores, segment)
     return scores if dedup is None else demote_copies(ctx, scores, dedup)
+
+
+@register_rule("sharp")
+def rule(config: Config) -> Rule:
+    """The rule with its three parts as the options say."""
+    profile = None if config.debias is None else config.debias.profile
+    constants = profile.table() if isinstance(profile, Calibration) else ()
+    parts = functools.partial(sharp, segment=config.segment, debias=config.debias, dedup=config.dedup)
+    if config.segment is None or config.segment.scope != "scores":
+        return Rule(parts, constants)
+    return Rule(parts, constants, segments=functools.partial(own_segments, segment=config.segment))
