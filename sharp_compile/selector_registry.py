@@ -61,6 +61,7 @@ def register_selector(
     Raises:
         ValueError: for a name that is taken.
     """
+    add = register_rule(name)
 
     def register(score: AnyScore) -> AnyScore:
         def rule(config: Config) -> Rule:
@@ -68,7 +69,7 @@ def register_selector(
             bound = functools.partial(score, **given) if given else score
             return Rule(bound, needs_attention=needs_attention, merges=merges)
 
-        register_rule(name)(rule)
+        add(rule)
         return score
 
     return register

@@ -22,7 +22,9 @@ from sharp_compile.backend import inner
 from sharp_compile.tools import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# These are run apart: `tests/test_extending.py`.
+EXTENDING = [*(ROOT / "docs" / "extending").glob("*.md")]
 
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="transformers' video processors need torchvision"
@@ -88,7 +90,9 @@ def eagerly(inner):
 
 
 @needs_torchvision
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") and page.parent != EXTENDING], ids=name_of
+)
 def test_every_block_of_python_runs(page, namespace, checkpoint, tmp_path, monkeypatch):
     """One after the other, as a reader would; what Inductor would compile runs eagerly, the demo shows that it can."""
     monkeypatch.setattr(inner, "lookup_backend", eagerly)
@@ -187,8 +191,9 @@ def test_every_reason_has_its_remedy(parts):
 
 
 def test_every_page_is_in_the_navigation():
-    navigation = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(navigation) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    navigation = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(navigation) == sorted(map(str, pages))
 
 
 def test_the_site_builds_and_needs_no_network(tmp_path):
@@ -198,7 +203,7 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
     from mkdocs.config import load_config
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
-    pages = list(tmp_path.glob("*.html"))
+    pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(PAGES) - 2
     for page in pages:
         fetched = re.findall(r'<(?:script|img|link)\b[^>]*?(?:src|href)="(https?:[^"]+)"', page.read_text())
