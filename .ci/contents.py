@@ -16,8 +16,8 @@ NEEDED = [
     "sharp_compile/tools/evaluation/models/seed-2/model.safetensors",
 ]
 # In the wheel, the folders `passes` and `kernels` have their installed names.
-IN_WHEEL = ["sharp_compile/passes/pipeline.py", "sharp_compile/kernels/near_copies/triton.py"]
-IN_SOURCES = ["passes/pipeline.py", "kernels/near_copies/triton.py", "pyproject.toml", "README.md", "LICENSE"]
+IN_WHEEL = ["sharp_compile/passes/pipeline.py", "sharp_compile/kernels/greedy_cosine_dedup/triton.py"]
+IN_SOURCES = ["passes/pipeline.py", "kernels/greedy_cosine_dedup/triton.py", "pyproject.toml", "README.md", "LICENSE"]
 
 
 def main(folder: Path) -> None:

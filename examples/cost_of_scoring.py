@@ -16,8 +16,8 @@ import platform
 import torch
 from rich.console import Console
 from rich.table import Table
-from sharp_compile.kernels.gather_together import gather_together
 from sharp_compile.kernels.keep import keep_counts, keep_positions
+from sharp_compile.kernels.multi_gather import multi_gather
 from torch.utils.benchmark import Timer
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding, rotate_half
@@ -69,7 +69,7 @@ def compiled(config: Qwen2Config, tokens: int, moves: bool, options: dict) -> tu
         budget, *_ = keep_counts(*kinds, kept)
         context = Context(*state, kept, budget, 1, lambda k: rotate(k, cos, sin))
         positions = keep_positions(chosen.score(context), *kinds, kept)
-        return gather_together([value[:, None] for value in (hidden, cos, sin)], positions)
+        return multi_gather([value[:, None] for value in (hidden, cos, sin)], positions)
 
     whole, selection = torch.compile(layer), torch.compile(select)
     return (

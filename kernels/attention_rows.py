@@ -24,13 +24,13 @@ def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None = None, scale
     scores = (grouped @ key.float().unsqueeze(2).transpose(-1, -2)).flatten(1, 2) * scale
     if mask is not None:
         scores = scores if mask.dtype == torch.bool else scores + mask.float()
-        scores = scores.masked_fill(~may_see(mask), float("-inf"))
+        scores = scores.masked_fill(~to_bool_mask(mask), float("-inf"))
     highest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights = (scores - highest).exp()
     return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-def may_see(mask: Tensor) -> Tensor:
+def to_bool_mask(mask: Tensor) -> Tensor:
     """An attention mask as booleans, True where it lets a query see a key.
 
     Additive masks hide a key by minus infinity or by the lowest number of their type.

@@ -8,8 +8,8 @@ from torch import Tensor
 _CHUNK = 1024
 
 
-@torch.library.custom_op("sharp_compile::farthest_first", mutates_args=())
-def farthest_first(hidden: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+@torch.library.custom_op("sharp_compile::farthest_point_ranking", mutates_args=())
+def farthest_point_ranking(hidden: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
     """Ranks candidates by greedy max-min cosine distance (DivPrune, arXiv 2503.02175, algorithm 1).
 
     The first is the candidate whose nearest other candidate is farthest away; each next one has the
@@ -42,7 +42,7 @@ def farthest_first(hidden: Tensor, candidates: Tensor, counts: Tensor) -> Tensor
     return scores
 
 
-@farthest_first.register_fake
+@farthest_point_ranking.register_fake
 def _(hidden: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
     return torch.empty(candidates.shape, dtype=torch.float32, device=hidden.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .received_attention import received_attention
+from .attention_column_sums import attention_column_sums
 
 _CHUNK = 64
 
@@ -15,8 +15,8 @@ def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor |
     """Column sums of a layer's attention probabilities, weighted by row, mean over heads.
 
     As many products as half of the layer's attention. One operator that takes the rows in chunks, as many as
-    `received_attention` is made for: a graph of any length can't have a loop, and its memory is to grow with the length
-    only.
+    `attention_column_sums` is made for: a graph of any length can't have a loop, and its memory is to grow with the
+    length only.
 
     Args:
         query: ``[B, H, S, D]``, after rotary embedding.
@@ -36,7 +36,7 @@ def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor |
             visible = (position <= position[rows, None])[None, None]
         else:
             visible = mask if mask.shape[-2] == 1 else mask[..., rows, :]
-        received += received_attention(query[:, :, rows], key, weight[:, rows], visible, scale)
+        received += attention_column_sums(query[:, :, rows], key, weight[:, rows], visible, scale)
     return received
 
 

@@ -186,10 +186,10 @@ def rewrite(context: PassContext) -> None:
             kept = _kept(emit, site.cut, visual)
             length = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
             site = _rewritten(context, site) if stage else site
-            hidden = shrinker.read(site.hidden, stage)
+            hidden = shrinker.resolve(site.hidden, stage)
             chosen = emit_selection(context, site, hidden, tokens, length, None if stage else context.queries)
         tokens = chosen.tokens
-        shrinker.enter(chosen.positions, length, chosen.into)
+        shrinker.begin_stage(chosen.positions, length, chosen.merge_into)
         if stage == 0:
             scores, segment = chosen.scores, segment or chosen.segment
             if hoisted is not None:

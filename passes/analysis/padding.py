@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import SymInt, Tensor
 
-from ...kernels.attention_rows import may_see
+from ...kernels.attention_rows import to_bool_mask
 from ...kernels.keep import leading
 from ..errors import CannotPrune
 from ..fx.nodes import example_tensor
@@ -40,7 +40,7 @@ def padding_mask(
     has_rows = rows == widths[0]
 
     def is_padding(is_visual: Tensor, mask: Tensor) -> Tensor:
-        visible = may_see(mask)[:, 0]
+        visible = to_bool_mask(mask)[:, 0]
         own = visible.diagonal(dim1=-2, dim2=-1) if has_rows else visible[:, 0, : is_visual.shape[1]]
         return ~own.expand_as(is_visual)
 

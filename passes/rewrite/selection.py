@@ -54,7 +54,7 @@ class Selection:
     Attributes:
         positions: of the kept tokens, ``[B, kept]`` int64 in the tokens of the layer.
         scores: ``[B, S]`` float32, NaN where a token is not visual.
-        into: the positions of what stands for each token, ``[B, S]`` int64; None without merging.
+        merge_into: the positions of what stands for each token, ``[B, S]`` int64; None without merging.
         tokens: the kinds of the kept tokens.
         segment: the segments that the rule scored by, ``[B, S]`` int64, -1 where a token is in none; None where it
             knows no segments.
@@ -62,7 +62,7 @@ class Selection:
 
     positions: Node
     scores: Node
-    into: Node | None
+    merge_into: Node | None
     tokens: Tokens
     segment: Node | None
 
@@ -182,15 +182,15 @@ def _selecting(
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and site.share_heads:
                 context = _with_all_heads(context, ranks)
-            scores, into = _checked(rule.score(context, *constants), is_visual)
-            if (into is not None) != bool(rule.merges):
+            scores, merge_into = _checked(rule.score(context, *constants), is_visual)
+            if (merge_into is not None) != bool(rule.merges):
                 raise SelectorError("the selector must return a pair always or never, on fake tensors too")
             positions = keep_positions(scores, *kinds, kept)
             if ranks is not None:
                 positions = ranks.broadcast_from_rank0(positions)
-                into = None if into is None else ranks.broadcast_from_rank0(into)
+                merge_into = None if merge_into is None else ranks.broadcast_from_rank0(merge_into)
             of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
-            standing = () if into is None else (_standing(into, is_visual),)
+            standing = () if merge_into is None else (_valid_merges(merge_into, is_visual),)
             segments = () if rule.segments is None else (rule.segments(context),)
             return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments
 
@@ -285,26 +285,26 @@ def _computed(module: GraphModule, inputs: Sequence[Tensor], is_visual: Tensor) 
     return queries
 
 
-def _standing(into: Tensor, may_merge: Tensor) -> Tensor:
-    """`into` ``[B, S]`` where it leads from and to a token that may merge ``[B, S]``; elsewhere its own position."""
-    last = into.shape[1] - 1
-    own = torch.arange(into.shape[1], device=into.device).expand_as(into)
-    there = into.clamp_min(0).clamp_max(last)
-    return into.where(may_merge & may_merge.gather(1, there) & (there == into), own)
+def _valid_merges(merge_into: Tensor, may_merge: Tensor) -> Tensor:
+    """``merge_into`` ``[B, S]`` where it leads from and to a token that may merge ``[B, S]``; else the own position."""
+    last = merge_into.shape[1] - 1
+    own = torch.arange(merge_into.shape[1], device=merge_into.device).expand_as(merge_into)
+    there = merge_into.clamp_min(0).clamp_max(last)
+    return merge_into.where(may_merge & may_merge.gather(1, there) & (there == merge_into), own)
 
 
 def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
     """The scores and the representatives that a rule returned, None where it returned scores alone."""
     shape, is_pair = is_visual.shape, isinstance(result, tuple | list) and len(result) == 2
-    scores, into = result if is_pair else (result, None)
-    into_fits = isinstance(into, Tensor) and into.shape == shape and into.dtype == torch.int64
+    scores, merge_into = result if is_pair else (result, None)
+    into_fits = isinstance(merge_into, Tensor) and merge_into.shape == shape and merge_into.dtype == torch.int64
     if not isinstance(scores, Tensor) or scores.shape != shape or (is_pair and not into_fits):
         got = " and ".join(map(_describe_value, result)) if is_pair else _describe_value(result)
         raise SelectorError(
             f"the selector must return a tensor [B, S] = {list(shape)}, it returned {got}; or a pair: such a tensor, "
             "and the position of what stands for each token, int64 of that shape"
         )
-    return scores, into
+    return scores, merge_into
 
 
 def _describe_value(value: Any) -> str:

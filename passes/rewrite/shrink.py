@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ...kernels.gather import gather_tokens
-from ...kernels.gather_together import gather_together
 from ...kernels.merge import merge_tokens
+from ...kernels.multi_gather import multi_gather
 from ..fx.emit import Emitter
 from ..fx.nodes import example_tensor, fake_mode, flatten_args, unflatten_args
 from ..token_dim.plan import ArgRewrite, Expand, Gather, Length, NodePlan, ResizeArange
@@ -49,18 +49,18 @@ class Shrinker:
         """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
         return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
 
-    def enter(self, positions: Node, length: int | Node, into: Node | None = None) -> None:
+    def begin_stage(self, positions: Node, length: int | Node, merge_into: Node | None = None) -> None:
         """Begins the next stage: gathers its hidden states, and rewrites all nodes of it.
 
         Args:
             positions: the tokens that are kept, as in `Stage`.
             length: how many they are.
-            into: which token of the stage before stands for each, ``[B, S]``; None where tokens are dropped only.
+            merge_into: which token of the stage before stands for each, ``[B, S]``; None where tokens are dropped only.
         """
         before = len(self.stages)
         with self.emit.before(self.insertion_point()):
             original = self.emit(_compose, self.stages[-1].original, positions) if before else positions
-            hidden, sides = self._gather_together(positions, original, into)
+            hidden, sides = self._gather_states(positions, original, merge_into)
         self.stages.append(Stage(positions, original, length, hidden, sides))
         for node, plan in self.plans.items():
             if plan.stage == before + 1:
@@ -72,8 +72,8 @@ class Shrinker:
             if plan.stage == 0:
                 self._rewrite(node, plan)
 
-    def _gather_together(
-        self, positions: Node, original: Node, into: Node | None
+    def _gather_states(
+        self, positions: Node, original: Node, merge_into: Node | None
     ) -> tuple[Node, dict[tuple[Node, Gather], Node]]:
         """Gathers the hidden states of the cut, and all side tensors that are there already, in one operator.
 
@@ -92,11 +92,11 @@ class Shrinker:
             if rewrite.stage == 0 and len(rewrite.axes) == 1 and not rewrite.merged and not rewrite.slack_axes
         ]
         sides = list(dict.fromkeys(sides))
-        cut = self.read(self.cuts[before], before)
+        cut = self.resolve(self.cuts[before], before)
         of_cut = (cut, Gather(before, (1,), 0))
         made: dict[tuple[Node, Gather], Node] = {}
-        if into is not None:
-            made[of_cut] = self.emit(merge_tokens, cut, positions, into)
+        if merge_into is not None:
+            made[of_cut] = self.emit(merge_tokens, cut, positions, merge_into)
             calls = [(original, sides)]
         elif before == 0:
             calls = [(positions, [of_cut, *sides])]
@@ -104,12 +104,12 @@ class Shrinker:
             calls = [(positions, [of_cut]), (original, sides)]
         for places, wanted in calls:
             if wanted:
-                together = _multi_gather(tuple(_layout(rewrite) for _, rewrite in wanted))
+                together = _gathering(tuple(_layout(rewrite) for _, rewrite in wanted))
                 nodes = self.emit(together, places, *(leaf for leaf, _ in wanted), results=len(wanted))
                 made |= zip(wanted, nodes if len(wanted) > 1 else [nodes], strict=True)
         return made.pop(of_cut), made
 
-    def read(self, node: Node, stage: int) -> Node:
+    def resolve(self, node: Node, stage: int) -> Node:
         """What stands for `node` at `stage`: a cut is read as the hidden states gathered there."""
         if node in self.cuts and self.cuts.index(node) < stage:
             return self.stages[self.cuts.index(node)].hidden
@@ -134,7 +134,7 @@ class Shrinker:
             return leaf
         if isinstance(rewrite, Expand):
             return self._expanded(leaf, rewrite)
-        leaf = self.read(leaf, stage)
+        leaf = self.resolve(leaf, stage)
         return leaf if rewrite is None else self._gathered(leaf, rewrite, stage)
 
     def _length(self, leaf: object, rewrite: Length, stage: int) -> int | Node:
@@ -166,7 +166,7 @@ class Shrinker:
         if (node, rewrite) not in self.expanded:
             kept = self.stages[rewrite.stage - 1].original
             length = self.emit.size(self.embeddings, 1)
-            short = self.read(node, rewrite.stage)
+            short = self.resolve(node, rewrite.stage)
             if short is node:
                 self._note_length(node, rewrite)
             self.expanded[node, rewrite] = self.emit(
@@ -207,7 +207,7 @@ def _layout(rewrite: Gather) -> tuple[int, int | None, bool]:
     return rewrite.axes[0], None if rewrite.batch_is_new else rewrite.batch_axis, rewrite.batch_is_new
 
 
-def _multi_gather(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
+def _gathering(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
     """A function that gathers several tensors with one token axis each.
 
     ``layouts`` are, for each, its token axis, its batch axis (None where it has none), and whether the result
@@ -223,7 +223,7 @@ def _multi_gather(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable
             aligned.append(value.reshape(value.shape[0], math.prod(ahead), value.shape[axis], math.prod(behind)))
             shapes.append((ahead, behind))
         results = []
-        taken = gather_together(aligned, positions)
+        taken = multi_gather(aligned, positions)
         for result, (ahead, behind), (_, batch_axis, batch_is_new) in zip(taken, shapes, layouts, strict=True):
             result = result.view(result.shape[0], *ahead, result.shape[2], *behind)
             if not batch_is_new:

@@ -52,7 +52,7 @@ def follow_full(module: GraphModule, place: int) -> Tail | None:
     shrinker.expanded |= {(states, Expand(1, 1, batch_axis)): states for batch_axis in (0, None)}
     with emit.before(shrinker.insertion_point()):
         length = emit.size(kept, 1)
-    shrinker.enter(kept, length)
+    shrinker.begin_stage(kept, length)
     shrinker.finish()
     return _finished(module, plans)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.attention_rows import attention_rows, may_see
+from ..kernels.attention_rows import attention_rows, to_bool_mask
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Context:
     are read: text is always kept, and padding is never scored. A rule that says that it needs no attention
     may be asked at a layer that has none: there is then nothing in ``query``, the keys and ``mask``.
 
-    A rule may also return a pair of scores and ``into`` ``[B, S]`` int64: the position of the token that stands for
+    A rule may also return a pair of scores and ``merge_into`` ``[B, S]`` int64: the position of the representative of
     each, its own where it stands for itself. Behind the cut the hidden states of a kept token are then the mean of its
     own and those of the dropped tokens that it stands for, as they leave the layer. A token whose representative is
-    dropped is just dropped, and a kept one is in no mean but its own, so only one step of ``into`` is followed. It is
-    ignored where it leads from or to a token that is not visual.
+    dropped is just dropped, and a kept one is in no mean but its own, so only one step of ``merge_into`` is followed.
+    It is ignored where it leads from or to a token that is not visual.
 
     Attributes:
         queries: gives the queries after rotary embedding of some positions, ``[T]`` or ``[B, T]`` int64, as
@@ -122,7 +122,7 @@ class Context:
 
     def visible_to(self, rows: Tensor) -> Tensor:
         """`mask_of` those rows as booleans."""
-        return may_see(self.mask_of(rows))
+        return to_bool_mask(self.mask_of(rows))
 
     def _for_each_head(self, key: Tensor) -> Tensor:
         return key.repeat_interleave(self.heads // key.shape[1], dim=1)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..kernels.farthest import farthest_first
+from ..kernels.farthest import farthest_point_ranking
 from ..selector_registry import register_selector
 from .context import Context
 
@@ -14,4 +14,4 @@ def diversity(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32: the earlier chosen, the higher.
     """
-    return farthest_first(ctx.hidden, ctx.is_visual, ctx.budget)
+    return farthest_point_ranking(ctx.hidden, ctx.is_visual, ctx.budget)

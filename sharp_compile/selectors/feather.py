@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.received_attention import received_attention
+from ..kernels.attention_column_sums import attention_column_sums
 from ..selector_registry import register_selector
 from .context import Context, among
 from .uniform import spread
@@ -32,5 +32,5 @@ def feather(ctx: Context) -> Tensor:
     visible = ctx.visible_to(ctx.last) & ctx.is_visual[:, None, None, :]
     weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
     query = among(ctx.query_unrotated)(ctx.last)
-    scores = received_attention(query, ctx.grouped_key_unrotated, weight, visible, ctx.scale)
+    scores = attention_column_sums(query, ctx.grouped_key_unrotated, weight, visible, ctx.scale)
     return scores + 2 * spread(ctx.is_visual, 3 * ctx.budget // 10)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.attention_column_sums import attention_column_sums
 from ..kernels.gather import gather_tokens
-from ..kernels.received_attention import received_attention
 from ..selector_registry import register_selector
 from .context import Context
 from .sharp.text import text_rows
@@ -31,7 +31,7 @@ def sparsevlm(ctx: Context) -> Tensor:
     raters = _raters(ctx, rows, is_text).to(torch.float32)
     weight = raters / raters.sum(1, keepdim=True)
     query = ctx.queries(rows)
-    return received_attention(query, ctx.grouped_key, weight, ctx.mask_of(rows), ctx.scale)
+    return attention_column_sums(query, ctx.grouped_key, weight, ctx.mask_of(rows), ctx.scale)
 
 
 def _raters(ctx: Context, rows: Tensor, is_text: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 try:
     import triton
-    from sharp_compile.kernels.gather_together import triton as gather_together
-    from sharp_compile.kernels.near_copies import triton as near_copies
-    from sharp_compile.kernels.received_attention import triton as received_attention
+    from sharp_compile.kernels.attention_column_sums import triton as attention_column_sums
+    from sharp_compile.kernels.greedy_cosine_dedup import triton as greedy_cosine_dedup
+    from sharp_compile.kernels.multi_gather import triton as multi_gather
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -68,7 +68,7 @@ def launched(monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(driver, "_active", Driver(arch))
             patch.setattr(JITFunction, "run", warmup)
-            patch.setattr(received_attention, "wrap_triton", lambda kernel: kernel)
+            patch.setattr(attention_column_sums, "wrap_triton", lambda kernel: kernel)
             function(*args)
         return built
 
@@ -142,23 +142,23 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
         pytest.param(F32, 80, 64, "additive", marks=slow),
     ],
 )
-def test_received_attention(launched, arch, dtype, head_dim, rows, form):
-    built = launched(arch, received_attention.received_attention, *attention_inputs(dtype, head_dim, rows, form))
+def test_attention_column_sums(launched, arch, dtype, head_dim, rows, form):
+    built = launched(arch, attention_column_sums.attention_column_sums, *attention_inputs(dtype, head_dim, rows, form))
     assert set(built) == {"_logsumexp_of_tiles", "_column_sums"}
-    check(built, arch, dtype, received_attention.tiles(7 * rows, head_dim, dtype).rows)
+    check(built, arch, dtype, attention_column_sums.tiles(7 * rows, head_dim, dtype).rows)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", [BF16, pytest.param(F16, marks=slow), pytest.param(F32, marks=slow)])
-def test_near_copies(launched, arch, dtype):
-    built = launched(arch, near_copies.near_copies, *vectors_inputs(dtype))
+def test_greedy_cosine_dedup(launched, arch, dtype):
+    built = launched(arch, greedy_cosine_dedup.greedy_cosine_dedup, *vectors_inputs(dtype))
     assert set(built) == {"_compare", "_resolve"}
     check(built, arch, dtype)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-def test_gather_together(launched, arch):
-    built = launched(arch, gather_together.gather_together, *values_inputs())
+def test_multi_gather(launched, arch):
+    built = launched(arch, multi_gather.multi_gather, *values_inputs())
     assert set(built) == {"_gather"}
     check(built, arch)
 
@@ -167,9 +167,9 @@ def test_gather_together(launched, arch):
 @pytest.mark.skipif(triton.__version__ != "3.9.0", reason="another compiler gives other numbers")
 def test_the_numbers_in_the_page(launched):
     cases = [
-        (received_attention.received_attention, attention_inputs(BF16, 128, 64, "none")),
-        (near_copies.near_copies, vectors_inputs(BF16)),
-        (gather_together.gather_together, (values_inputs()[0][:1] * 3, values_inputs()[1])),
+        (attention_column_sums.attention_column_sums, attention_inputs(BF16, 128, 64, "none")),
+        (greedy_cosine_dedup.greedy_cosine_dedup, vectors_inputs(BF16)),
+        (multi_gather.multi_gather, (values_inputs()[0][:1] * 3, values_inputs()[1])),
     ]
     built = [
         {name: kernel for case in cases for name, kernel in launched(arch, case[0], *case[1]).items()}
@@ -183,12 +183,12 @@ def test_the_numbers_in_the_page(launched):
     assert not missing, "\n".join(["missing:", *missing])
 
 
-def test_inductor_sees_what_received_attention_writes(monkeypatch):
+def test_inductor_sees_what_attention_column_sums_writes(monkeypatch):
     """Where it can't tell which tensors a kernel writes, it copies all of them first: the keys, too."""
     monkeypatch.setattr(driver, "_active", Driver(90))
     *inputs, scale = attention_inputs(BF16, 128, 64, "bool")
     with FakeTensorMode():
         inputs = [torch.empty(value.shape, dtype=value.dtype, device="cuda") for value in inputs]
-        graph = make_fx(torch.func.functionalize(received_attention.received_attention))(*inputs, scale).graph
+        graph = make_fx(torch.func.functionalize(attention_column_sums.attention_column_sums))(*inputs, scale).graph
     launches = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
     assert [node.kwargs["tensors_to_clone"] for node in launches] == [["partial"], ["sums"]]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sharp_compile.kernels.attention_rows import attention_rows, may_see
+from sharp_compile.kernels.attention_rows import attention_rows, to_bool_mask
 from torch.testing import assert_close
 
 
@@ -48,4 +48,4 @@ def test_a_mask_with_one_row_serves_all():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_both_ways_to_hide(dtype):
     mask = torch.tensor([0.0, torch.finfo(dtype).min, float("-inf"), -1.5], dtype=dtype)
-    assert may_see(mask).tolist() == [True, False, False, True]
+    assert to_bool_mask(mask).tolist() == [True, False, False, True]

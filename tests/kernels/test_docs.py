@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from sharp_compile.kernels.gather_together.cost import cost as gather_together
-from sharp_compile.kernels.near_copies import cost as near_copies
-from sharp_compile.kernels.received_attention import cost as received_attention
+from sharp_compile.kernels.attention_column_sums import cost as attention_column_sums
+from sharp_compile.kernels.greedy_cosine_dedup import cost as greedy_cosine_dedup
+from sharp_compile.kernels.multi_gather.cost import cost as multi_gather
 
 PAGE = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 
@@ -23,10 +23,10 @@ def rows(tokens):
     kept = tokens // 10
     values = [(1, HIDDEN, ELEMENT), (1, HEAD_DIM, ELEMENT), (1, HEAD_DIM, ELEMENT)]
     costs = {
-        "received attention": received_attention.cost(1, HEADS, KV_HEADS, ROWS, tokens, HEAD_DIM, ELEMENT),
-        "near copies, none found": near_copies.cost(tokens, HIDDEN, kept, kept, ELEMENT),
-        "near copies, all walked": near_copies.cost(tokens, HIDDEN, tokens, kept, ELEMENT),
-        "gather together": gather_together(1, kept, values),
+        "received attention": attention_column_sums.cost(1, HEADS, KV_HEADS, ROWS, tokens, HEAD_DIM, ELEMENT),
+        "near copies, none found": greedy_cosine_dedup.cost(tokens, HIDDEN, kept, kept, ELEMENT),
+        "near copies, all walked": greedy_cosine_dedup.cost(tokens, HIDDEN, tokens, kept, ELEMENT),
+        "gather together": multi_gather(1, kept, values),
     }
     layer = layer_flops(tokens) / RATE
     for name, (moved, flops) in costs.items():
@@ -45,9 +45,9 @@ def test_costs(tokens):
 def test_costs_count_the_blocks_that_are_launched():
     torch = pytest.importorskip("torch")
     pytest.importorskip("triton")
-    from sharp_compile.kernels.near_copies.triton import tiles as near_copies_tiles
-    from sharp_compile.kernels.received_attention.triton import tiles as received_attention_tiles
+    from sharp_compile.kernels.attention_column_sums.triton import tiles as attention_column_sums_tiles
+    from sharp_compile.kernels.greedy_cosine_dedup.triton import tiles as greedy_cosine_dedup_tiles
 
-    assert received_attention_tiles(7 * ROWS, HEAD_DIM, torch.bfloat16).keys == received_attention._KEYS
-    how = near_copies_tiles(torch.bfloat16)
-    assert (how.block, how.tile) == (near_copies._BLOCK, near_copies._TILE)
+    assert attention_column_sums_tiles(7 * ROWS, HEAD_DIM, torch.bfloat16).keys == attention_column_sums._KEYS
+    how = greedy_cosine_dedup_tiles(torch.bfloat16)
+    assert (how.block, how.tile) == (greedy_cosine_dedup._BLOCK, greedy_cosine_dedup._TILE)

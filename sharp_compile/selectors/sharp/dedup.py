@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...kernels.near_copies import near_copies
+from ...kernels.greedy_cosine_dedup import greedy_cosine_dedup
 from ...sharp_options import Dedup
 from ..context import Context
 
@@ -21,7 +21,7 @@ def demote_copies(ctx: Context, scores: Tensor, dedup: Dedup) -> Tensor:
     """
     order = scores.masked_fill(~ctx.is_visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
     vectors = ctx.hidden if dedup.on == "hidden" else content(ctx)
-    copies = near_copies(vectors, order, ctx.is_visual.sum(1), ctx.budget, dedup.threshold)
+    copies = greedy_cosine_dedup(vectors, order, ctx.is_visual.sum(1), ctx.budget, dedup.threshold)
     return scores.where(~copies, scores.minimum(_WORTH * scores))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.received_attention import received_attention
+from ...kernels.attention_column_sums import attention_column_sums
 from ...kernels.segment_attention import inside
 from ...kernels.shift import shifted
 from ...sharp_options import Segment
@@ -71,7 +71,7 @@ def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
     rows = rows.clamp_max(ctx.is_visual.shape[1] - 1)
     own = own_segments(ctx, segment)
     visible = ctx.visible_to(rows) & inside(own, own.gather(1, rows))[:, None]
-    return received_attention(ctx.queries(rows), ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
+    return attention_column_sums(ctx.queries(rows), ctx.grouped_key, _WEIGHT * top.clamp_min(0), visible, ctx.scale)
 
 
 def _change(frame: Tensor, vectors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.received_attention import received_attention
+from ...kernels.attention_column_sums import attention_column_sums
 from ..context import Context
 
 _MAX_ROWS = 64
@@ -75,4 +75,4 @@ def text_attention(ctx: Context, query: Tensor, key: Tensor | None = None, mask:
     key = ctx.grouped_key if key is None else key
     mask = ctx.mask_of(ctx.last) if mask is None else mask
     weight = torch.ones_like(ctx.is_visual[:, :1], dtype=torch.float32)
-    return received_attention(query, key, weight, mask, ctx.scale)
+    return attention_column_sums(query, key, weight, mask, ctx.scale)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def gather_together(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.gather_together.gather_together`."""
+def multi_gather(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
     rows, kept = positions.shape
     results = []
     for value in values:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from sharp_compile.kernels.received_attention import reference
+from sharp_compile.kernels.attention_column_sums import reference
 from torch.testing import assert_close
 
 try:
-    from sharp_compile.kernels.received_attention import triton as kernels
+    from sharp_compile.kernels.attention_column_sums import triton as kernels
 
     from tests.kernels.interpreter import interpret
 except ImportError:
@@ -29,11 +29,11 @@ def inputs(batch=1, heads=2, kv_heads=1, rows=3, length=63, head_dim=64, dtype=t
 
 def check(query, key, weight, mask=None, scale=0.3):
     """Compares with the definition, number by number: the smallest are as exact as the largest."""
-    actual = kernels.received_attention(query, key, weight, mask, scale)
-    expected = reference.received_attention(query, key, weight, mask, scale)
+    actual = kernels.attention_column_sums(query, key, weight, mask, scale)
+    expected = reference.attention_column_sums(query, key, weight, mask, scale)
     assert expected.max() > 0
     assert_close(actual, expected, rtol=2e-5, atol=1e-7 * expected.max().item())
-    assert actual.equal(kernels.received_attention(query, key, weight, mask, scale))
+    assert actual.equal(kernels.attention_column_sums(query, key, weight, mask, scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +75,7 @@ def test_rows_and_tiles_that_see_nothing():
     mask[1, 0, :3] = False
     check(query, key, weight, mask)
     nothing = torch.zeros(1, 1, 4, 300, dtype=torch.bool)
-    assert kernels.received_attention(query, key, weight, nothing, 0.3).eq(0).all()
+    assert kernels.attention_column_sums(query, key, weight, nothing, 0.3).eq(0).all()
 
 
 def test_large_logits():

@@ -50,10 +50,10 @@ def tiles(dtype: torch.dtype) -> Tiles:
     return Tiles(512, 128, 64, 64, 8, 3)
 
 
-def near_copies(
+def greedy_cosine_dedup(
     vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float, how: Tiles | None = None
 ) -> Tensor:
-    """See `sharp_compile.kernels.near_copies.near_copies`; `how` is for tests."""
+    """See `sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup`; `how` is for tests."""
     how = how or tiles(vectors.dtype)
     batch, length, features = vectors.shape
     device = vectors.device

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from sharp_compile.kernels.gather_together import gather_together, ops, reference
+from sharp_compile.kernels.multi_gather import multi_gather, ops, reference
 
 try:
-    from sharp_compile.kernels.gather_together import triton as kernels
+    from sharp_compile.kernels.multi_gather import triton as kernels
 
     from tests.kernels.interpreter import interpret
 except ImportError:
@@ -17,9 +17,9 @@ FORMS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(kernels is
 @pytest.fixture(params=FORMS)
 def gather(request, monkeypatch):
     if request.param == "reference":
-        return reference.gather_together
+        return reference.multi_gather
     interpret(monkeypatch, kernels)
-    return kernels.gather_together
+    return kernels.multi_gather
 
 
 def kept_positions(rows, kept, length):
@@ -78,7 +78,7 @@ def test_any_number_of_tensors(gather, count):
 def test_gradients():
     positions = kept_positions(2, 4, 9)
     inputs = [torch.randn(2, 2, 9, 3), torch.randn(1, 1, 9, 2), torch.randn(2, 1, 9, 1)]
-    for function in (ops.gather_together, gather_together):
+    for function in (ops.multi_gather, multi_gather):
         values = [value.clone().requires_grad_() for value in inputs]
         results = function([*values, torch.arange(9).view(1, 1, 9, 1)], positions)
         assert not results[3].requires_grad
@@ -97,7 +97,7 @@ def test_lengths_stay_symbolic():
         graphs.append(module)
         return module.forward
 
-    fast = torch.compile(lambda v, p: gather_together([v, v[:1]], p), backend=backend, dynamic=True)
+    fast = torch.compile(lambda v, p: multi_gather([v, v[:1]], p), backend=backend, dynamic=True)
     for length, kept in ((9, 4), (20, 3), (33, 30)):
         value, positions = torch.randn(2, 3, length, 5), kept_positions(2, kept, length)
         assert [result.shape for result in fast(value, positions)] == [(2, 3, kept, 5)] * 2
@@ -107,4 +107,4 @@ def test_lengths_stay_symbolic():
 
 def test_registration():
     values = [torch.randn(2, 2, 9, 3, requires_grad=True), torch.arange(9).view(1, 1, 9, 1)]
-    torch.library.opcheck(ops.gather_together, (values, kept_positions(2, 4, 9)))
+    torch.library.opcheck(ops.multi_gather, (values, kept_positions(2, 4, 9)))

@@ -24,8 +24,8 @@ _WARPS = 4
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def gather_together(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.gather_together.gather_together`."""
+def multi_gather(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
     rows, kept = positions.shape
     results = [value.new_empty((rows, value.shape[1], kept, value.shape[3])) for value in values]
     pairs = [(value, result) for value, result in zip(values, results, strict=True) if result.numel()]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from . import ops
 
-__all__ = ["near_copies"]
+__all__ = ["greedy_cosine_dedup"]
 
 
-def near_copies(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
+def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
     """Walks each row's tokens from the best to the worst, and skips near copies of what it has kept.
 
     Row b walks the positions ``order[b, 0], order[b, 1], ...``, the first ``candidates[b]`` of them. A position
@@ -31,4 +31,4 @@ def near_copies(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tens
     Returns:
         ``[B, S]`` bool, by position: True where it was skipped; False where it was kept or not reached.
     """
-    return ops.near_copies(vectors, order, candidates, budget, threshold)
+    return ops.greedy_cosine_dedup(vectors, order, candidates, budget, threshold)

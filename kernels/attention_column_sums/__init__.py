@@ -12,12 +12,12 @@ from torch import Tensor
 
 from . import aten
 
-__all__ = ["received_attention"]
+__all__ = ["attention_column_sums"]
 
 _HAS_TRITON = find_spec("triton") is not None
 
 
-def received_attention(
+def attention_column_sums(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """Column sums of attention probabilities, weighted by row, mean over heads.
@@ -41,5 +41,5 @@ def received_attention(
     if query.is_cuda and _HAS_TRITON:
         from . import ops
 
-        return ops.received_attention(query, key, weight, mask, scale)
-    return aten.received_attention(query, key, weight, mask, scale)
+        return ops.attention_column_sums(query, key, weight, mask, scale)
+    return aten.attention_column_sums(query, key, weight, mask, scale)

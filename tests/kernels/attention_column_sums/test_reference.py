@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sharp_compile.kernels.received_attention import received_attention, reference
+from sharp_compile.kernels.attention_column_sums import attention_column_sums, reference
 from torch.testing import assert_close
 
 
@@ -27,7 +27,7 @@ def by_loops(query, key, weight, visible, bias, scale):
     return received.float()
 
 
-@pytest.mark.parametrize("function", [reference.received_attention, received_attention])
+@pytest.mark.parametrize("function", [reference.attention_column_sums, attention_column_sums])
 @pytest.mark.parametrize("form", ["none", "bool", "float", "lowest"])
 def test_equals_loops(function, form):
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def test_equals_loops(function, form):
     assert_close(function(query, key, weight, mask, 0.3), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("function", [reference.received_attention, received_attention])
+@pytest.mark.parametrize("function", [reference.attention_column_sums, attention_column_sums])
 def test_rows_that_count_nothing_may_hold_anything(function):
     query, key = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
     weight = torch.tensor([[0.5, 0.0, 0.5]])
@@ -60,8 +60,8 @@ def test_rows_that_count_nothing_may_hold_anything(function):
 
 def test_the_usual_scale_is_the_default():
     query, key, weight = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 5, 16), torch.ones(1, 3)
-    expected = received_attention(query, key, weight, None, 0.25)
-    assert_close(received_attention(query, key, weight), expected)
+    expected = attention_column_sums(query, key, weight, None, 0.25)
+    assert_close(attention_column_sums(query, key, weight), expected)
     assert_close(expected.sum(), torch.tensor(3.0))
 
 
@@ -73,7 +73,7 @@ def test_no_operator_is_compiled_on_the_cpu():
         graphs.append(module)
         return module.forward
 
-    torch.compile(received_attention, backend=backend, dynamic=True)(
+    torch.compile(attention_column_sums, backend=backend, dynamic=True)(
         torch.randn(1, 2, 3, 16), torch.randn(1, 2, 5, 16), torch.ones(1, 3)
     )
     assert len(graphs) == 1
@@ -81,7 +81,7 @@ def test_no_operator_is_compiled_on_the_cpu():
 
 
 def test_registration():
-    ops = pytest.importorskip("sharp_compile.kernels.received_attention.ops", exc_type=ImportError)
+    ops = pytest.importorskip("sharp_compile.kernels.attention_column_sums.ops", exc_type=ImportError)
     query, key, weight = torch.randn(1, 4, 3, 16), torch.randn(1, 2, 7, 16), torch.rand(1, 3)
     for mask in (None, torch.rand(1, 1, 3, 7) > 0.3):
-        torch.library.opcheck(ops.received_attention, (query, key, weight, mask, 0.25))
+        torch.library.opcheck(ops.attention_column_sums, (query, key, weight, mask, 0.25))

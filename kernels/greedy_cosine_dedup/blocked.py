@@ -8,8 +8,8 @@ from torch import Tensor
 _BLOCK = 256
 
 
-def near_copies(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
-    """See `kernels.near_copies`."""
+def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
+    """See `kernels.greedy_cosine_dedup`."""
     skipped = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
     for row, (count, wanted) in enumerate(zip(candidates.tolist(), budget.tolist(), strict=True)):
         walk = order[row, :count]

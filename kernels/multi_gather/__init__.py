@@ -13,12 +13,12 @@ from torch import Tensor
 
 from . import reference
 
-__all__ = ["gather_together"]
+__all__ = ["multi_gather"]
 
 _HAS_TRITON = find_spec("triton") is not None
 
 
-def gather_together(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+def multi_gather(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
     """``values[i][b, p, positions[b, n], q]`` for each of the values.
 
     On a GPU one launch copies up to eight of them.
@@ -34,5 +34,5 @@ def gather_together(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]
     if positions.is_cuda and _HAS_TRITON:
         from . import ops
 
-        return ops.gather_together(list(values), positions)
-    return reference.gather_together(values, positions)
+        return ops.multi_gather(list(values), positions)
+    return reference.multi_gather(values, positions)

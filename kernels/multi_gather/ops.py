@@ -1,4 +1,4 @@
-"""The operator ``sharp_compile::gather_together`` with its gradient.
+"""The operator ``sharp_compile::multi_gather`` with its gradient.
 
 A ``custom_op``, not a ``triton_op``: its kernel takes tuples of tensors, which Inductor can't launch itself,
 and copies leave nothing to fuse.
@@ -14,17 +14,17 @@ from torch import Tensor
 from . import reference
 
 
-@torch.library.custom_op("sharp_compile::gather_together", mutates_args=())
-def gather_together(values: list[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.gather_together.gather_together`."""
+@torch.library.custom_op("sharp_compile::multi_gather", mutates_args=())
+def multi_gather(values: list[Tensor], positions: Tensor) -> list[Tensor]:
+    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
     if positions.is_cuda:
         from . import triton
 
-        return triton.gather_together(values, positions)
-    return reference.gather_together(values, positions)
+        return triton.multi_gather(values, positions)
+    return reference.multi_gather(values, positions)
 
 
-@gather_together.register_fake
+@multi_gather.register_fake
 def _(values: list[Tensor], positions: Tensor) -> list[Tensor]:
     rows, kept = positions.shape
     return [value.new_empty((rows, value.shape[1], kept, value.shape[3])) for value in values]
@@ -50,4 +50,4 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None]
     return results, None
 
 
-gather_together.register_autograd(_backward, setup_context=_setup_context)
+multi_gather.register_autograd(_backward, setup_context=_setup_context)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sharp_compile.kernels.near_copies import blocked, near_copies, reference
+from sharp_compile.kernels.greedy_cosine_dedup import blocked, greedy_cosine_dedup, reference
 
 try:
-    from sharp_compile.kernels.near_copies import triton as kernels
+    from sharp_compile.kernels.greedy_cosine_dedup import triton as kernels
 
     from tests.kernels.interpreter import interpret
 except ImportError:
@@ -24,9 +24,9 @@ def form(request, monkeypatch):
     """A form that walks in blocks, with blocks that are small, so that few tokens are many blocks."""
     if request.param == "blocked":
         monkeypatch.setattr(blocked, "_BLOCK", 64)
-        return blocked.near_copies
+        return blocked.greedy_cosine_dedup
     interpret(monkeypatch, kernels)
-    return partial(kernels.near_copies, how=kernels.Tiles(64, 32, 16, 2, 4, 1))
+    return partial(kernels.greedy_cosine_dedup, how=kernels.Tiles(64, 32, 16, 2, 4, 1))
 
 
 def similarities(vectors):
@@ -60,7 +60,7 @@ def scene(seed, batch, length, features, dtype, kinds=0):
 def test_the_definition():
     vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.0, 0.0], [-1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]])
     order = torch.tensor([[2, 0, 3, 1, 6, 5, 4]])
-    for function in (reference.near_copies, near_copies):
+    for function in (reference.greedy_cosine_dedup, greedy_cosine_dedup):
         skips = partial(function, vectors, order, threshold=0.9)
         everything = skips(torch.tensor([7]), torch.tensor([7]))
         assert everything.nonzero()[:, 1].tolist() == [0, 5]
@@ -75,7 +75,7 @@ def test_a_copy_of_a_skipped_token_is_kept():
     angles = torch.tensor([0.0, 0.4, 0.8, 1.2])
     vectors = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
     args = (vectors, torch.arange(4)[None], torch.tensor([4]), torch.tensor([4]), 0.9)
-    assert reference.near_copies(*args).tolist() == [[False, True, False, True]]
+    assert reference.greedy_cosine_dedup(*args).tolist() == [[False, True, False, True]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,7 +91,7 @@ def test_equals_the_definition(form, dtype, batch, length, features, kinds):
         budget = (budget - 3 * torch.arange(batch)).clamp_min(0)
         args = (vectors, order, candidates, budget, threshold)
         actual = form(*args)
-        assert actual.equal(reference.near_copies(*args))
+        assert actual.equal(reference.greedy_cosine_dedup(*args))
     assert actual.equal(form(*args))
 
 
@@ -103,7 +103,7 @@ def test_any_walk(form, data):
     candidates = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
     budget = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
     args = (vectors, order, candidates, budget, clear_threshold(vectors, low=-0.5))
-    assert form(*args).equal(reference.near_copies(*args))
+    assert form(*args).equal(reference.greedy_cosine_dedup(*args))
 
 
 def test_a_long_chain(form):
@@ -128,7 +128,7 @@ def test_all_alike_and_all_zero(form):
 def test_any_strides(form):
     vectors, order = scene(5, 2, 140, 6, torch.float32)
     full = torch.tensor([140, 120])
-    expected = reference.near_copies(vectors, order, full, full, threshold := clear_threshold(vectors))
+    expected = reference.greedy_cosine_dedup(vectors, order, full, full, threshold := clear_threshold(vectors))
     turned = vectors.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert form(turned, order.t().contiguous().t(), full, full, threshold).equal(expected)
 
@@ -141,12 +141,12 @@ def test_the_blocks_that_are_launched(monkeypatch, dtype):
     vectors, order = scene(6, 1, 600, 40, dtype, kinds=300)
     full = torch.tensor([600])
     args = (vectors, order, full, full, clear_threshold(vectors))
-    actual = kernels.near_copies(*args)
-    assert actual.equal(reference.near_copies(*args))
+    actual = kernels.greedy_cosine_dedup(*args)
+    assert actual.equal(reference.greedy_cosine_dedup(*args))
     assert 0 < actual.sum() < 500
 
 
 def test_registration():
     vectors, order = scene(7, 2, 20, 4, torch.float32)
     args = (vectors, order, torch.tensor([20, 15]), torch.tensor([5, 20]), 0.8)
-    torch.library.opcheck(torch.ops.sharp_compile.near_copies.default, args)
+    torch.library.opcheck(torch.ops.sharp_compile.greedy_cosine_dedup.default, args)

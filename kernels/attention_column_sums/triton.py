@@ -55,8 +55,8 @@ def tiles(rows: int, head_dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(min(most_rows, max(16, triton.next_power_of_2(rows))), keys, padded, warps, stages)
 
 
-def received_attention(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """See `sharp_compile.kernels.received_attention.received_attention`."""
+def attention_column_sums(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """See `sharp_compile.kernels.attention_column_sums.attention_column_sums`."""
     batch, heads, rows, head_dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     packed = heads // kv_heads * rows

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention_rows import may_see
+from ..attention_rows import to_bool_mask
 
 
-def received_attention(
+def attention_column_sums(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """See `kernels.received_attention`."""
+    """See `kernels.attention_column_sums`."""
     heads, rows, width = query.shape[1:]
     groups = heads // key.shape[1]
     # The query heads of a key head are one matrix, so that no key is repeated.
@@ -22,7 +22,7 @@ def received_attention(
     limits = torch.finfo(torch.float32)
     if mask is not None:
         scores = scores if mask.dtype == torch.bool else scores + mask.float()
-        scores = scores.masked_fill(~may_see(mask), float("-inf"))
+        scores = scores.masked_fill(~to_bool_mask(mask), float("-inf"))
     shifted = (scores - scores.amax(-1, keepdim=True).clamp_min(limits.min)).exp()
     share = weight[:, None, :, None] / heads / shifted.sum(-1, keepdim=True).clamp_min(limits.tiny)
     return (shifted * share).sum((1, 2))
