@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule, _make_graph_module, _use_lazy_graph_module
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
@@ -179,9 +180,19 @@ def copy_of(module: GraphModule) -> GraphModule:
 
 
 def copy_with_nodes(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
-    """A copy to rewrite, and the copies of its nodes."""
+    """A copy to rewrite, and the copies of its nodes.
+
+    Its code is written when it is first called, which most copies never are; see `write_code`.
+    """
     graph, nodes = Graph(), dict[Node, Node]()
     graph.output(graph.graph_copy(module.graph, nodes))
-    copy = GraphModule(module, graph)
+    with _use_lazy_graph_module(True):
+        copy = _make_graph_module(module, graph)
     copy.meta = dict(module.meta)
     return copy, nodes
+
+
+def write_code(module: GraphModule) -> GraphModule:
+    """Write the code of a copy, for who calls it many times or looks into it; returns it."""
+    _LazyGraphModule.force_recompile(module)
+    return module

@@ -1,14 +1,16 @@
-"""Who reads what a pruned graph returns: code of the same compiled call, or the user."""
+"""What is on the stack around a graph: the compiled call that it runs in, and who reads what it returns."""
 
 from __future__ import annotations
 
 import sys
 import sysconfig
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import _TorchDynamoContext
 
 from ..integrations import transformers
 
@@ -17,7 +19,26 @@ _TORCH = str(Path(torch.__file__).parent)
 _PYTHON = sysconfig.get_path("stdlib")
 _OTHERS = (_TORCH, str(Path(__file__).parents[1]), f"{_PYTHON}/contextlib", f"{_PYTHON}/functools")
 _RESUMED = "torch_dynamo_resume_in"  # what Dynamo names the rest of a function behind a break, which that calls
-_ENTRY = "compile_wrapper"  # what `torch.compile` calls a model by
+# The function that `torch.compile` returns, whatever it wraps.
+_COMPILE_WRAPPER = next(
+    (
+        constant
+        for constant in _TorchDynamoContext.__call__.__code__.co_consts
+        if isinstance(constant, CodeType) and constant.co_name == "compile_wrapper"
+    ),
+    None,
+)
+
+
+def active_backend() -> Any:
+    """The backend, with its options, of the innermost `torch.compile` that this thread is in; None outside of all."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _COMPILE_WRAPPER:
+            callback = frame.f_locals["self"].callback
+            return _innermost(callback) if callable(callback) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def goes_on(broke: bool) -> bool:
@@ -44,7 +65,7 @@ def _frames_of_call() -> list[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if frame.f_code.co_name == _ENTRY and file.startswith(_TORCH):
+        if frame.f_code is _COMPILE_WRAPPER:
             return frames
         if not file.startswith(_OTHERS) and not frame.f_code.co_name.startswith(_RESUMED):
             frames.append(frame)
@@ -58,3 +79,10 @@ def _module(frame: FrameType) -> nn.Module | None:
     first = frame.f_locals.get(names[0]) if names else None
     first = first[0] if isinstance(first, tuple) and first else first
     return first if isinstance(first, nn.Module) else None
+
+
+def _innermost(backend: Any) -> Any:
+    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend
+    return backend

@@ -23,11 +23,12 @@ from ..passes.errors import CannotPrune
 from ..passes.fx.nodes import is_hidden_states
 from ..passes.pipeline import with_injections
 from ..report import GraphReport
+from .callers import active_backend
 from .cross_graph import LinkedGraph
 from .injection_registry import find_annotated, registry
 from .inner import Compiled, compile_later, compile_now, compiler
 from .reporting import decline, for_dynamo, skip
-from .runtime import CompiledPerSetting, active_backend
+from .runtime import CompiledPerSetting
 from .single_graph import compile_injecting, label_modalities
 from .untracked import UntrackedTokens
 

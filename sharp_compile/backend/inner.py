@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
-from ..passes.fx.nodes import copy_of, example_value
+from ..passes.fx.nodes import copy_of, example_value, write_code
 from ..passes.held_positions import tell_all_positions
 
 Compiled = Callable[..., Any]
@@ -22,7 +22,7 @@ Compiled = Callable[..., Any]
 
 def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hand a graph to the inner backend."""
-    module = tell_all_positions(module)
+    module = write_code(tell_all_positions(module))
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:
         return backend(module, inputs, config_patches=dict(config.inductor))
@@ -40,7 +40,7 @@ def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Comp
     def compiled() -> Compiled:
         traceable = copy_of(module)
         make_traceable(traceable)
-        return torch.compile(traceable, backend=backend, dynamic=True if symbolic else None)
+        return torch.compile(write_code(traceable), backend=backend, dynamic=True if symbolic else None)
 
     def run(*args: Any) -> Any:
         with lock:

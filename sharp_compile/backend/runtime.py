@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from types import CodeType
 from typing import Any
 
 from torch import Tensor
-from torch._dynamo.eval_frame import _TorchDynamoContext
 from torch.fx import GraphModule
 
 from .. import patches, report
 from ..flops import count_flops
 from ..passes.context import PruneResult, kept_at
 from ..report import GraphReport
+from .callers import active_backend
 from .tail_graph import hand_on
 
 Compiled = Callable[..., Any]
-
-# The function that `torch.compile` returns, whatever it wraps.
-_COMPILE_WRAPPER = next(
-    (
-        constant
-        for constant in _TorchDynamoContext.__call__.__code__.co_consts
-        if isinstance(constant, CodeType) and constant.co_name == "compile_wrapper"
-    ),
-    None,
-)
-
-
-def active_backend() -> Any:
-    """The backend, with its options, of the innermost `torch.compile` that this thread is in; None outside of all."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _COMPILE_WRAPPER:
-            callback = frame.f_locals["self"].callback
-            return _innermost(callback) if callable(callback) else None
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 class CompiledPerSetting:
@@ -171,10 +148,3 @@ def has_too_much(text: Tensor, kept: int) -> bool:
     """Whether a row has more `text` tokens ``[B]`` than positions are kept of it."""
     # Meta tensors have shapes and no data to check.
     return not text.is_meta and int(text.max()) > kept
-
-
-def _innermost(backend: Any) -> Any:
-    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
-    while hasattr(backend, "_torchdynamo_orig_backend"):
-        backend = backend._torchdynamo_orig_backend
-    return backend
