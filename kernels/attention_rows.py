@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Attention probabilities of some queries, to every key position.
+    """Return attention probabilities of some queries, to every key position.
 
     Args:
         query: ``[B, H, T, D]``, after rotary embedding.
@@ -31,7 +31,7 @@ def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None = None, scale
 
 
 def to_bool_mask(mask: Tensor) -> Tensor:
-    """An attention mask as booleans, True where it lets a query see a key.
+    """Return an attention mask as booleans, True where it lets a query see a key.
 
     Additive masks hide a key by minus infinity or by the lowest number of their type.
     """

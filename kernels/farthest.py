@@ -48,7 +48,7 @@ def _(hidden: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
 
 
 def _nearest_other(unit: Tensor) -> Tensor:
-    """The distance of each of ``[N, C]`` unit vectors to the nearest other one, in chunks of rows."""
+    """Return the distance of each of ``[N, C]`` unit vectors to the nearest other one, in chunks of rows."""
     nearest = []
     for start in range(0, len(unit), _CHUNK):
         similarity = unit[start : start + _CHUNK] @ unit.T

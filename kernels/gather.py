@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 def gather_tokens(value: Tensor, positions: Tensor, axis: int, batch_axis: int | None) -> Tensor:
-    """`value` at `positions` along its token axis, each row of the batch at its own.
+    """``value`` at ``positions`` along its token axis, each row of the batch at its own.
 
     Args:
         value: any shape. Where the axis of rows has size 1, it is read for every row.
         positions: ``[B, N]`` int64.
-        axis: the token axis of `value`.
+        axis: the token axis of ``value``.
         batch_axis: its axis of rows; None where it has none and B is 1.
 
     Returns:
-        `value` with N at `axis` and B at `batch_axis`.
+        ``value`` with N at ``axis`` and B at ``batch_axis``.
     """
     rows, kept = positions.shape
     sizes = list(value.shape)

@@ -57,7 +57,7 @@ def keep_positions(
 
     Args:
         scores: ``[B, S]``, higher is more important; read at visual positions only. NaN counts as lowest.
-        is_visual: As in `keep_counts`, like all that follow.
+        is_visual: As in ``keep_counts``, like all that follow.
         is_padding: See there.
         is_leading: See there.
         least: See there.

@@ -9,9 +9,9 @@ from .gather import gather_tokens
 
 
 def merge_tokens(value: Tensor, positions: Tensor, merge_into: Tensor) -> Tensor:
-    """`value` at `positions`, each the mean of the token there and of all dropped ones that it stands for.
+    """``value`` at ``positions``, each the mean of the token there and of all dropped ones that it stands for.
 
-    A kept token counts to its own mean only, whatever `merge_into` says of it; a dropped one whose representative was
+    A kept token counts to its own mean only, whatever ``merge_into`` says of it; a dropped one whose representative was
     dropped too counts to none. Sums and means are taken in float32 for half types. On a GPU the order of the sums
     is not fixed, and neither is their last bit, unless PyTorch is told to use deterministic algorithms.
 
@@ -21,7 +21,7 @@ def merge_tokens(value: Tensor, positions: Tensor, merge_into: Tensor) -> Tensor
         merge_into: ``[B, S]`` int64: the position of each token's representative, its own where it stands for itself.
 
     Returns:
-        ``[B, N, C]`` of `value`'s type.
+        ``[B, N, C]`` of ``value``'s type.
     """
     rows, kept = positions.shape
     number = torch.arange(kept, device=positions.device).expand_as(positions)

@@ -12,10 +12,10 @@ _CHUNK = 64
 
 @torch.library.custom_op("sharp_compile::received_from_all", mutates_args=())
 def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Column sums of a layer's attention probabilities, weighted by row, mean over heads.
+    """Return column sums of a layer's attention probabilities, weighted by row, mean over heads.
 
     As many products as half of the layer's attention. One operator that takes the rows in chunks, as many as
-    `attention_column_sums` is made for: a graph of any length can't have a loop, and its memory is to grow with the
+    ``attention_column_sums`` is made for: a graph of any length can't have a loop, and its memory is to grow with the
     length only.
 
     Args:

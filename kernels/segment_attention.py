@@ -15,7 +15,7 @@ _CHUNK = 512
 
 
 def inside(segment: Tensor, rows: Tensor) -> Tensor:
-    """Which keys segments let the tokens at `rows` see: those of their own segment, and all outside of any.
+    """Return which keys segments let the tokens at ``rows`` see: those of their own segment, and all outside of any.
 
     Args:
         segment: ``[B, S]`` int64, -1 for a token outside of all segments, which sees everything.
@@ -31,7 +31,7 @@ def inside(segment: Tensor, rows: Tensor) -> Tensor:
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: float | None) -> Tensor:
     """Causal attention in which a visual token sees its own segment and text only, and text everything.
 
-    One operator, since a mask of S x S would be the largest tensor of the layer: on a GPU `block_sparse`, elsewhere
+    One operator, since a mask of S x S would be the largest tensor of the layer: on a GPU ``block_sparse``, elsewhere
     the queries are taken in chunks.
 
     Args:
@@ -42,7 +42,7 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment: Tensor
         scale: multiplies the products; None for ``D ** -0.5``.
 
     Returns:
-        ``[B, H, S, Dv]``, of the type of `query`.
+        ``[B, H, S, Dv]``, of the type of ``query``.
     """
     # FlexAttention has no kernel for smaller heads.
     if query.is_cuda and min(query.shape[3], value.shape[3]) >= 16:
@@ -52,7 +52,7 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment: Tensor
 
 
 def block_sparse(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: float | None) -> Tensor:
-    """The same by FlexAttention (arXiv 2412.05496), which skips blocks of 128 x 128 that have nothing to see.
+    """Return the same by FlexAttention (arXiv 2412.05496), which skips blocks of 128 x 128 that have nothing to see.
 
     FlexAttention is fast where it is compiled only, so it is compiled here, once for all lengths.
     """
@@ -81,7 +81,7 @@ def _chunk(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: fl
 
 
 def _visible(segment: Tensor, start: int) -> tuple[slice, slice, Tensor]:
-    """The rows of a chunk, the keys that are not all behind it, and which of these they see."""
+    """Return the rows of a chunk, the keys that are not all behind it, and which of these they see."""
     end = min(start + _CHUNK, segment.shape[1])
     rows, seen = slice(start, end), slice(0, end)
     position = torch.arange(end, device=segment.device)
@@ -107,7 +107,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes each chunk's probabilities once more: no more is stored than for one."""
+    """Compute each chunk's probabilities once more: no more is stored than for one."""
     kv_heads, factor = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     of_query, of_key, of_value = (torch.zeros(each.shape, device=each.device) for each in (query, key, value))
     for start in range(0, query.shape[2], _CHUNK):

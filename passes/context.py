@@ -43,7 +43,7 @@ class PassContext:
         sites: analyze: where the cuts are made, in order.
         remark: analyze: why a cut is not where it was asked for; "" if all are.
         mask: analyze: the attention mask that shows padding; None where all tokens see each other in order.
-        is_padding: analyze: finds padding ``[B, S]`` from the visual tokens and `mask`.
+        is_padding: analyze: finds padding ``[B, S]`` from the visual tokens and ``mask``.
         steering: analyze: the segments that the forward pass up to the first cut is masked by; None without.
 
         hoisted: plan: the scoring layer whose cut was moved to its input; None where it stays.
@@ -126,5 +126,5 @@ class PruneResult:
 
 
 def kept_at(stage: int) -> str:
-    """The name of the auxiliary output that has the positions kept at a stage before the last."""
+    """Return the name of the auxiliary output that has the positions kept at a stage before the last."""
     return f"kept_{stage}"

@@ -1,7 +1,7 @@
 """Which positions of the sequence a layer of a cache holds, as a pruned graph tells it.
 
 While a model is traced for this backend, an empty layer of a cache that is given keys asks for the positions of these
-keys (`integrations.transformers.positions`)::
+keys (``integrations.transformers.positions``)::
 
     positions = torch.ops.sharp_compile.held_positions(key, value, moves)
 
@@ -38,7 +38,7 @@ HELD_POSITIONS = torch.ops.sharp_compile.held_positions
 
 
 def asks_for_positions(graph: Graph) -> list[Node]:
-    """All nodes that ask for the positions of keys."""
+    """Return all nodes that ask for the positions of keys."""
     return [node for node in graph.nodes if node.target in (HELD_POSITIONS, HELD_POSITIONS.default)]
 
 

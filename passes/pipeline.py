@@ -58,7 +58,7 @@ class _NotHoisted(Exception):
 
 
 def with_injections(module: GraphModule) -> GraphModule:
-    """A copy to rewrite, in which writes of features among embeddings are nodes of their own."""
+    """Return a copy to rewrite, in which writes of features among embeddings are nodes of their own."""
     copy = copy_of(module)
     make_injections_functional(copy.graph)
     return copy
@@ -67,14 +67,14 @@ def with_injections(module: GraphModule) -> GraphModule:
 def prune(
     module: GraphModule, injection: Injection, config: Config, ended: Any = None, trace: bool = True
 ) -> PruneResult | None:
-    """Shortens the decoder that reads the injected features.
+    """Shorten the decoder that reads the injected features.
 
     Args:
         module: a graph of Dynamo's, which is only read.
         injection: where the visual features are in it.
         config: where to cut, to what share, by which rule.
-        ended: why Dynamo ended the graph where it did (`GraphCompileReason`), None if that is not known.
-        trace: False where Dynamo will trace the result again, see `passes.fx.emit.Emitter`.
+        ended: why Dynamo ended the graph where it did (``GraphCompileReason``), None if that is not known.
+        trace: False where Dynamo will trace the result again, see ``passes.fx.emit.Emitter``.
 
     Returns:
         The pruned copy, and what was done; None where no decoder of this graph reads the features.
@@ -105,7 +105,7 @@ def prune(
 
 
 def canonicalize(context: PassContext) -> None:
-    """Rewrites the graph in a form that shows more, with the same results."""
+    """Rewrite the graph in a form that shows more, with the same results."""
     embeddings = context.injection.embeddings
     make_functional(context.graph, embeddings)
     write_whole_slices(context.graph)
@@ -114,7 +114,7 @@ def canonicalize(context: PassContext) -> None:
 
 
 def analyze(context: PassContext, ended: Any) -> None:
-    """Finds all that is to be known of the graph, and writes nothing.
+    """Find all that is to be known of the graph, and write nothing.
 
     Raises:
         CannotPrune: where something is not known well enough.
@@ -140,7 +140,7 @@ def analyze(context: PassContext, ended: Any) -> None:
 
 
 def plan(context: PassContext, may_hoist: bool) -> None:
-    """Proves how each node behind a cut runs on fewer tokens, for the first cut at the input of its layer or behind it.
+    """Prove how each node behind a cut runs on fewer tokens, for the first cut at the input of its layer or behind it.
 
     Raises:
         CannotPrune: where that can't be proven.
@@ -172,7 +172,7 @@ def plan(context: PassContext, may_hoist: bool) -> None:
 
 
 def rewrite(context: PassContext) -> None:
-    """Adds the selection at each cut, and shortens what comes behind it."""
+    """Add the selection at each cut, and shorten what comes behind it."""
     emit, hoisted = context.emit, context.hoisted
     shrinker = Shrinker(emit, context.plans, context.injection.embeddings, context.cuts)
     tokens, frame, segment = _emit_tokens(context, shrinker)
@@ -202,7 +202,7 @@ def rewrite(context: PassContext) -> None:
 
 
 def too_short(length: int | SymInt, least: int) -> str:
-    """The reason where fewer tokens would be kept than a state of a fixed size is filled with."""
+    """Return the reason where fewer tokens would be kept than a state of a fixed size is filled with."""
     return (
         f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state (a sliding "
         "window in a static cache, a convolution); use a dynamic cache or a higher retention"
@@ -210,7 +210,7 @@ def too_short(length: int | SymInt, least: int) -> str:
 
 
 def _scored(context: PassContext, site: CutSite) -> CutSite:
-    """A site with all that is known of what its tokens are scored by."""
+    """Return a site with all that is known of what its tokens are scored by."""
     attention, rope, ranks = site.attention, None, context.ranks
     if attention is not None:
         attention = context.slack.without(attention)
@@ -221,7 +221,7 @@ def _scored(context: PassContext, site: CutSite) -> CutSite:
 
 
 def _rewritten(context: PassContext, site: CutSite) -> CutSite:
-    """A site behind another cut, with the arguments that its attention has by now."""
+    """Return a site behind another cut, with the arguments that its attention has by now."""
     if site.attention is None:
         return site
     attention = as_rewritten(context.graph, site.attention)
@@ -249,7 +249,7 @@ def _length_left(context: PassContext) -> int | SymInt | None:
 
 
 def _returned_lengths(context: PassContext) -> dict[Node, int]:
-    """The numbers of tokens behind a cut that a graph returns, less S, each.
+    """Return the numbers of tokens behind a cut that a graph returns, less S, each.
 
     The code that called the graph counts positions by them, as a cache does those that it has seen.
 
@@ -270,7 +270,7 @@ def _returned_lengths(context: PassContext) -> dict[Node, int]:
 
 
 def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node, Node | None]:
-    """Adds what tells the kinds of the tokens, their frames, and the segments of the forward pass if it has any."""
+    """Add what tells the kinds of the tokens, their frames, and the segments of the forward pass if it has any."""
     emit, first = context.emit, context.sites[0]
     steering = context.steering
     with emit.before(shrinker.insertion_point() if steering is None else first_masked(context.decoder)):
@@ -288,7 +288,7 @@ def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node
 
 
 def _visual_tokens(emit: Emitter, injection: Injection) -> int | Node:
-    """Visual tokens of a row: the elements of the features over the channels of a token, and over the rows."""
+    """Return visual tokens of a row: the elements of the features over the channels of a token, and over the rows."""
     rows, channels = emit.size(injection.embeddings, 0), emit.size(injection.embeddings, 2)
     return emit.arithmetic(
         operator.floordiv, injected_elements(emit, injection), emit.arithmetic(operator.mul, rows, channels)
@@ -296,7 +296,7 @@ def _visual_tokens(emit: Emitter, injection: Injection) -> int | Node:
 
 
 def _kept(emit: Emitter, cut: Cut, visual: int | Node) -> int | Node:
-    """`Cut.kept` of a length that may be a node."""
+    """``Cut.kept`` of a length that may be a node."""
     share = emit.arithmetic(operator.mul, visual, cut.numerator)
     share = emit.arithmetic(operator.add, share, cut.denominator - 1)
     return emit.arithmetic(operator.floordiv, share, cut.denominator)

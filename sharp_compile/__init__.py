@@ -1,8 +1,8 @@
-"""A backend for `torch.compile` that makes video language models faster by dropping visual tokens.
+"""A backend for ``torch.compile`` that makes video language models faster by dropping visual tokens.
 
     model.compile(backend="sharp", options={"retention": 0.10})
 
-`sharp_compile.backend` is where a graph comes in; see the README for its way from there.
+``sharp_compile.backend`` is where a graph comes in; see the README for its way from there.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ _one_at_a_time = threading.Lock()
 
 
 def compile(model: Model, **options: object) -> Model:
-    """Compiles `model` in place; `generate` is compiled too.
+    """Compile ``model`` in place; ``generate`` is compiled too.
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
-    (`visual_tokens`), if the model's config and ``input_ids`` show it: for models that inject their features where no
+    (``visual_tokens``), if the model's config and ``input_ids`` show it: for models that inject their features where no
     graph shows it. A model that is wrapped (PEFT, ``DistributedDataParallel``) is compiled inside of its wrappers, and
     a ``compile`` of its class's own is not asked. As ever in torch, a deep copy of a compiled module is not compiled.
 
@@ -51,7 +51,7 @@ def compile(model: Model, **options: object) -> Model:
 
 
 def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int = 1, **inputs: Any) -> Calibration:
-    """Measures what position alone explains, by running videos without content.
+    """Measure what position alone explains, by running videos without content.
 
         black = processor(text=prompt, videos=numpy.zeros_like(video), return_tensors="pt")
         profile = sharp_compile.calibrate(model, **black)
@@ -71,7 +71,7 @@ def calibrate(model: torch.nn.Module, /, *layouts: Mapping[str, Any], layer: int
 
     Raises:
         ValueError: if there are no inputs.
-        CannotPrune: if the model can't be pruned at `layer` for these inputs, with the reason.
+        CannotPrune: if the model can't be pruned at ``layer`` for these inputs, with the reason.
     """
     if not (layouts or inputs):
         raise ValueError("calibrate needs the inputs of a forward call, with content-free frames")

@@ -28,7 +28,7 @@ class Calibration:
         return f"Calibration(layer={short_repr(self.layer)}, profiles={short_repr(self.profiles)})"
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """All profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""
+        """Return all profiles as one ``[N, V]`` float32, padded with zeros, and their lengths ``[N]`` int64."""
         lengths = sorted(self.profiles)
         profiles = torch.zeros(len(lengths), max(lengths))
         for row, length in enumerate(lengths):
@@ -37,7 +37,7 @@ class Calibration:
 
 
 def is_measurement(profile: object, visual: int) -> bool:
-    """Whether `profile` is what a `Calibration` holds for a number of visual tokens."""
+    """Return whether ``profile`` is what a ``Calibration`` holds for a number of visual tokens."""
     if not isinstance(profile, Tensor) or profile.shape != (visual,) or not profile.is_floating_point():
         return False
     return bool(profile.isfinite().all())

@@ -60,7 +60,7 @@ class Explanation:
         return [(", ".join(map(str, alike)), self.graphs[alike[0]]) for alike in numbers.values()]
 
     def table(self) -> Table:
-        """The same facts for people."""
+        """Return the same facts for people."""
         from rich.table import Table
 
         table = Table(title="sharp_compile: what became of each graph")
@@ -77,7 +77,7 @@ class Explanation:
         return table
 
     def patch_table(self) -> Table:
-        """What is changed in torch and transformers, for people: by where it acts. `patches` has the reasons."""
+        """Return what is changed in torch and transformers, for people: by where it acts. `patches` has the reasons."""
         from rich.table import Table
 
         table = Table(title="changed in torch and transformers (more: sharp_compile.patches.status())")
@@ -98,7 +98,7 @@ class Explanation:
         frames: np.ndarray | Sequence[np.ndarray] | None = None,
         title: str | None = None,
     ) -> None:
-        """Writes one HTML page that needs no network: scores and dropped tokens on the frames, layers, costs, reasons.
+        """Write one HTML page that needs no network: scores and dropped tokens on the frames, layers, costs, reasons.
 
         Args:
             path: the file to write.
@@ -123,7 +123,7 @@ class Explanation:
 
 
 def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
-    """Runs one forward call of a model, and prints what became of its graphs.
+    """Run one forward call of a model, and print what became of its graphs.
 
     A model that was compiled with ``model.compile(backend="sharp", ...)`` runs as it is: its new graphs are
     shown, and those that are pruned. Any other is compiled for this call with the default options. The operations of
@@ -155,7 +155,7 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
 
 
 def _cached(output: Any) -> tuple[CachedLayer, ...]:
-    """What is in the cache that a model of transformers returned."""
+    """Return what is in the cache that a model of transformers returned."""
     layers = getattr(getattr(output, "past_key_values", None), "layers", ())
     held = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
     return tuple(

@@ -23,12 +23,12 @@ NAME = "sharp_compile"
 
 
 def count(event: str) -> None:
-    """Counts an event in PyTorch's counters."""
+    """Count an event in PyTorch's counters."""
     counters[NAME][event] += 1
 
 
 def artifact(name: str, text: Callable[[], str]) -> None:
-    """Adds a text to the trace that ``tlparse`` shows, if there is one.
+    """Add a text to the trace that ``tlparse`` shows, if there is one.
 
     Args:
         name: of the artifact, behind ``sharp_compile_``.
@@ -39,7 +39,7 @@ def artifact(name: str, text: Callable[[], str]) -> None:
 
 @contextmanager
 def phase(name: str, module: GraphModule, log: logging.Logger) -> Iterator[None]:
-    """Tells how long a phase of the pipeline took, and which operators the graph has more or less behind it.
+    """Tell how long a phase of the pipeline took, and which operators the graph has more or less behind it.
 
     Args:
         name: of the phase.
@@ -56,17 +56,17 @@ def phase(name: str, module: GraphModule, log: logging.Logger) -> Iterator[None]
 
 
 def operators(graph: Graph) -> Counter[str]:
-    """How many nodes of a graph call each operator."""
+    """Return how many nodes of a graph call each operator."""
     calls = (node.target for node in graph.nodes if node.op in ("call_function", "call_method"))
     return Counter(target if isinstance(target, str) else getattr(target, "__name__", str(target)) for target in calls)
 
 
 def difference(before: Counter[str], after: Counter[str]) -> str:
-    """The operators that came and went, as ``+2 gather, -1 expand``; "the same operators" where none did."""
+    """Return the operators that came and went, as ``+2 gather, -1 expand``; "the same operators" where none did."""
     changes = {name: after[name] - before[name] for name in sorted(before | after)}
     return ", ".join(f"{change:+d} {name}" for name, change in changes.items() if change) or "the same operators"
 
 
 def readable(module: GraphModule) -> str:
-    """A graph as code, with the shapes of its nodes."""
+    """Return a graph as code, with the shapes of its nodes."""
     return module.print_readable(print_output=False)

@@ -1,8 +1,8 @@
-"""What the user asked for: an options mapping in, a frozen `Config` out.
+"""What the user asked for: an options mapping in, a frozen ``Config`` out.
 
-Everything a user can get wrong in `options={...}` is refused in this file, before any graph is looked at,
-with a `ValueError` that names the option, the value, what is allowed and, for a misspelt name, the nearest
-known one. The rest of the package reads a `Config` and never doubts it.
+Everything a user can get wrong in ``options={...}`` is refused in this file, before any graph is looked at,
+with a ``ValueError`` that names the option, the value, what is allowed and, for a misspelt name, the nearest
+known one. The rest of the package reads a ``Config`` and never doubts it.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class BadOption(ValueError):
 
 @dataclass(frozen=True)
 class Cut:
-    """One place where the sequence gets shorter: after `layer`, to the share `numerator / denominator`.
+    """One place where the sequence gets shorter: after ``layer``, to the share ``numerator / denominator``.
 
     The share is one of the *original* visual tokens, at every cut. It is a reduced fraction, so that the
-    number of kept tokens is integer arithmetic, which symbols can do too, and exact: `0.07 * 100` is above 7.
+    number of kept tokens is integer arithmetic, which symbols can do too, and exact: ``0.07 * 100`` is above 7.
     """
 
     layer: int
@@ -78,10 +78,10 @@ class Cut:
     denominator: int
 
     def kept(self, visual: Length) -> Length:
-        """Return how many of `visual` tokens are kept: `ceil(share * visual)`.
+        """Return how many of ``visual`` tokens are kept: ``ceil(share * visual)``.
 
         Args:
-            visual: An `int`, a `torch.SymInt`, an int64 tensor or a `sympy` expression.
+            visual: An ``int``, a ``torch.SymInt``, an int64 tensor or a ``sympy`` expression.
 
         Returns:
             The same kind of number. Nothing is compared on the way, so a symbol gets no guard.
@@ -91,10 +91,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Config:
-    """The validated options of one `sharp` backend; make one with `Config.parse`.
+    """The validated options of one ``sharp`` backend; make one with ``Config.parse``.
 
-    `retention`, `layer` and `stages` have become `cuts`, which is never empty. `segment`, `debias` and
-    `dedup` are `None` unless the selector is `"sharp"`. `inductor` holds its patches as sorted pairs.
+    ``retention``, ``layer`` and ``stages`` have become ``cuts``, which is never empty. ``segment``, ``debias`` and
+    ``dedup`` are ``None`` unless the selector is ``"sharp"``. ``inductor`` holds its patches as sorted pairs.
     """
 
     cuts: tuple[Cut, ...]
@@ -119,10 +119,10 @@ class Config:
         """Check the user's options and fill in the defaults.
 
         Args:
-            options: What was given as `torch.compile(..., options=options)`; `None` is the same as `{}`.
+            options: What was given as ``torch.compile(..., options=options)``; ``None`` is the same as ``{}``.
 
         Returns:
-            The configuration; changing `options` later on doesn't change it.
+            The configuration; changing ``options`` later on doesn't change it.
 
         Raises:
             ValueError: An option's name is unknown, its value is bad, or two options contradict each other. So it
@@ -155,13 +155,13 @@ class Config:
 
 
 def _refusal(name: object, value: object, reason: str) -> BadOption:
-    """Return the error that refuses `value` for option `name`."""
+    """Return the error that refuses ``value`` for option ``name``."""
     return BadOption(f"option {name if type(name) is str else short_repr(name)}={short_repr(value)}: {reason}")
 
 
 @contextmanager
 def _reading(name: str, value: object) -> Iterator[None]:
-    """Let what the methods of `value` raise name the option: it may compare, convert or iterate in its own way."""
+    """Let what the methods of ``value`` raise name the option: it may compare, convert or iterate in its own way."""
     try:
         yield
     except BadOption:
@@ -188,12 +188,12 @@ def _given(options: Any) -> dict[str, Any]:
 
 
 def _named(value: object, known: Iterable[str]) -> str | None:
-    """Return the name among `known` that `value` is, if it is text, else `None`."""
+    """Return the name among ``known`` that ``value`` is, if it is text, else ``None``."""
     return next((name for name in known if isinstance(value, str) and name == value), None)
 
 
 def _natural(value: object) -> int | None:
-    """Return `value` as an `int` if it is an integer of any type, 0 or more and not huge, else `None`."""
+    """Return ``value`` as an ``int`` if it is an integer of any type, 0 or more and not huge, else ``None``."""
     # bool is registered as an integer, but True is no layer and no seed.
     if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < INT64_BOUND:
         return int(value)
@@ -201,7 +201,7 @@ def _natural(value: object) -> int | None:
 
 
 def _share(value: object) -> Fraction | None:
-    """Return `value` to six decimals if it is a real number in (0, 1] that stays above 0, else `None`."""
+    """Return ``value`` to six decimals if it is a real number in (0, 1] that stays above 0, else ``None``."""
     # Compared before float(), which an integer may be too large for. NaN is not <= 1, nor is it <= 0.
     if isinstance(value, Real) and not isinstance(value, bool) and value <= 1 and not value <= 0:
         return Fraction(round(Fraction(float(value)) * MILLION), MILLION) or None
@@ -209,7 +209,7 @@ def _share(value: object) -> Fraction | None:
 
 
 def _cuts(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Cut, ...]:
-    """Return the cuts that `stages` asks for, or the one of `layer` and `retention`."""
+    """Return the cuts that ``stages`` asks for, or the one of ``layer`` and ``retention``."""
     if values["stages"] is not None:
         for name in ("retention", "layer"):
             if name in given:
@@ -261,7 +261,7 @@ def _selector(value: Any) -> str | Callable[[Any], Any]:
 
 
 def _part(name: str, given: Mapping[str, Any], selector: object) -> Any:
-    """Return a part of ShaRP; `None` if it is off or the selector isn't ShaRP."""
+    """Return a part of ShaRP; ``None`` if it is off or the selector isn't ShaRP."""
     is_sharp = isinstance(selector, str) and selector == "sharp"
     value = given.get(name, DEFAULTS[name] if is_sharp else None)
     if value is None:
@@ -330,7 +330,7 @@ def _inner(value: Any) -> str | Callable[..., Any]:
 
 
 def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
-    """Return the config patches under Inductor's own names, checked as `torch.compile` checks its options."""
+    """Return the config patches under Inductor's own names, checked as ``torch.compile`` checks its options."""
     if not isinstance(value, Mapping):
         raise _refusal("inductor", value, "must be a mapping of names in torch._inductor.config to values")
     given = dict(value)

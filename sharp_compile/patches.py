@@ -70,7 +70,7 @@ def replace(
     Args:
         owner: the module or class that has it, or a mapping.
         name: the attribute or key.
-        make: given the stock function, makes what replaces it; by `functools.wraps`, for its name to stay.
+        make: given the stock function, makes what replaces it; by ``functools.wraps``, for its name to stay.
         versions: of the package, for which it was written.
         why: what would be wrong without it.
         acts: where it acts.
@@ -120,7 +120,7 @@ def change(
 
 
 def status() -> list[Patch]:
-    """What is changed in torch and transformers in this process, in the order in which it was."""
+    """Return what is changed in torch and transformers in this process, in the order in which it was."""
     with _lock:
         return [
             Patch(each.target, each.replacement, each.versions, each.why, each.acts, target not in _removed)
@@ -141,7 +141,7 @@ def uninstall() -> None:
 
 
 def install() -> bool:
-    """Put everything in place again that `uninstall` took away; returns whether there was anything."""
+    """Put everything in place again that ``uninstall`` took away; return whether there was anything."""
     if not _removed:
         return False
     with _lock:

@@ -38,8 +38,8 @@ class GraphReport:
         frame: the ``[B, S]`` int64 numbers of the frames in the last run, as far as the graph shows them, -1 where a
             token is not visual; None before the first run.
         segment: likewise the segments of ShaRP, as the first cut of the last run had them; None where it has none.
-        flops: floating-point operations of the last run in `sharp_compile.explain`, without and with pruning; each None
-            where PyTorch's counter can't run the graph.
+        flops: floating-point operations of the last run in ``sharp_compile.explain``, without and with pruning; each
+            None where PyTorch's counter can't run the graph.
     """
 
     pruned: bool
@@ -73,21 +73,21 @@ _latest = threading.local()
 
 
 def add(made: GraphReport) -> GraphReport:
-    """Adds a report to those of this process, and returns it."""
+    """Add a report to those of this process, and return it."""
     _reports.append(made)
     notice(made)
     return made
 
 
 def notice(made: GraphReport) -> None:
-    """Tells who is watching in this thread that a graph was compiled or ran."""
+    """Tell who is watching in this thread that a graph was compiled or ran."""
     for watcher in _watchers.get():
         if not any(other is made for other in watcher.seen):
             watcher.seen.append(made)
 
 
 def flops_wanted() -> bool:
-    """Whether somebody watches who wants graphs counted."""
+    """Return whether somebody watches who wants graphs counted."""
     return any(watcher.flops for watcher in _watchers.get())
 
 
@@ -98,9 +98,9 @@ def keep(
     frame: Tensor | None = None,
     segment: Tensor | None = None,
 ) -> None:
-    """Notes what the run of a pruned graph kept, in its report and as the latest of this thread.
+    """Note what the run of a pruned graph kept, in its report and as the latest of this thread.
 
-    `kept` is None for a run that was not pruned.
+    ``kept`` is None for a run that was not pruned.
     """
     made.kept, made.scores, made.frame, made.segment = kept, scores, frame, segment
     _latest.kept = kept
@@ -108,15 +108,15 @@ def keep(
 
 
 def latest_kept() -> Tensor | None:
-    """The ``[B, S']`` positions that the last pruned graph to run in this thread kept; None before the first."""
+    """Return the ``[B, S']`` positions that the last pruned graph to run in this thread kept; None before the first."""
     return getattr(_latest, "kept", None)
 
 
 @contextmanager
 def watch(flops: bool = False) -> Iterator[list[GraphReport]]:
-    """A list of the graphs that this thread compiles, and of the pruned ones that it runs, while it is open.
+    """Yield a list of the graphs that this thread compiles, and of the pruned ones that it runs, while it is open.
 
-    With `flops` the operations of the pruned ones that run are counted, which takes seconds.
+    With ``flops`` the operations of the pruned ones that run are counted, which takes seconds.
     """
     watcher = _Watcher([], flops)
     token = _watchers.set((*_watchers.get(), watcher))
@@ -127,10 +127,10 @@ def watch(flops: bool = False) -> Iterator[list[GraphReport]]:
 
 
 def reports() -> list[GraphReport]:
-    """The reports of all graphs that the backend was given since `reset`, in the order in which it was."""
+    """Return the reports of all graphs that the backend was given since ``reset``, in the order in which it was."""
     return list(_reports)
 
 
 def reset() -> None:
-    """Forgets all reports. Graphs that are compiled already go on, and are not reported again."""
+    """Forget all reports. Graphs that are compiled already go on, and are not reported again."""
     _reports.clear()

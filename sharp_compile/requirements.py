@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 
 def check(*names: str) -> None:
-    """Checks that packages have the versions that this one was installed to need.
+    """Check that packages have the versions that this one was installed to need.
 
     Other versions would fail far from the cause, or change what is computed: graphs, masks and caches are read and
     written as these versions make them.

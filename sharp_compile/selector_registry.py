@@ -1,4 +1,4 @@
-"""The selection rules that have a name: `register_selector` adds one."""
+"""The selection rules that have a name: ``register_selector`` adds one."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def register_selector(
         name: the value of the option.
         needs_attention: whether it looks at queries, keys or the mask. One that does not may be asked at any layer,
             also at one without attention.
-        merges: whether it returns a pair of scores and representatives (`Context`). None finds out by a call on tensors
-            without data, which also finds what it must not do: right for all but the rules of this package.
+        merges: whether it returns a pair of scores and representatives (``Context``). None finds out by a call on
+            tensors without data, which also finds what it must not do: right for all but the rules of this package.
         options: names of other options, such as ``"seed"``, that it is called with by keyword.
 
     Returns:
@@ -76,7 +76,7 @@ def register_selector(
 
 
 def register_rule(name: str) -> Callable[[Callable[[Config], Rule]], Callable[[Config], Rule]]:
-    """The same for a function that makes a whole `Rule` of the options.
+    """Return the same for a function that makes a whole ``Rule`` of the options.
 
     Raises:
         ValueError: for a name that is taken.
@@ -92,12 +92,12 @@ def register_rule(name: str) -> Callable[[Callable[[Config], Rule]], Callable[[C
 
 
 def selector_names() -> tuple[str, ...]:
-    """The names of all rules that have one, `sharp` first."""
+    """Return the names of all rules that have one, ``sharp`` first."""
     return tuple(sorted(_rules, key=lambda name: name != "sharp"))
 
 
 def find_rule(config: Config) -> Rule:
-    """The rule that the option ``selector`` asks for, with its options bound."""
+    """Return the rule that the option ``selector`` asks for, with its options bound."""
     if callable(config.selector):
         return Rule(config.selector, merges=None)
     return _rules[config.selector](config)

@@ -1,6 +1,6 @@
 """The three parts of ShaRP as options: what may be given for each, and what it becomes.
 
-Each is a value for every day (a name, a number) or a mapping that sets its fields; see `docs/method.md` for
+Each is a value for every day (a name, a number) or a mapping that sets its fields; see ``docs/method.md`` for
 what they do.
 """
 
@@ -30,7 +30,7 @@ class Segment:
 
     Attributes:
         scope: what the mask steers: only the ``"scores"``, or the ``"forward"`` pass of layers ``0..layer``.
-        frames: how many frames a segment has; not together with `count`.
+        frames: how many frames a segment has; not together with ``count``.
         count: how many segments a row has, cut where neighbouring frames differ most.
         tokens_per_frame: how many tokens a frame has, where the graph does not show it.
     """
@@ -46,7 +46,7 @@ class Debias:
     """Positional debiasing.
 
     Attributes:
-        profile: what position alone explains: ``"rotary"``, or a measured `Calibration`.
+        profile: what position alone explains: ``"rotary"``, or a measured ``Calibration``.
         form: how it is taken off: from the logits (``"logit"``, only of the rotary profile), from the
             probabilities (``"subtract"``), or as their ``"ratio"``. None is the best that the profile has.
     """
@@ -69,7 +69,7 @@ class Dedup:
 
 
 def parse_segment(value: Any) -> Segment:
-    """The `Segment` that `value` stands for: one of `SCOPES`, or a mapping of its fields.
+    """Return the ``Segment`` that ``value`` stands for: one of ``SCOPES``, or a mapping of its fields.
 
     Raises:
         ValueError: with what is allowed.
@@ -88,7 +88,7 @@ def parse_segment(value: Any) -> Segment:
 
 
 def parse_debias(value: Any) -> Debias:
-    """The `Debias` that `value` stands for: ``"rotary"``, a `Calibration`, or a mapping of its fields.
+    """Return the ``Debias`` that ``value`` stands for: ``"rotary"``, a ``Calibration``, or a mapping of its fields.
 
     Raises:
         ValueError: with what is allowed.
@@ -106,7 +106,7 @@ def parse_debias(value: Any) -> Debias:
 
 
 def parse_dedup(value: Any) -> Dedup:
-    """The `Dedup` that `value` stands for: one of `FEATURES`, a threshold, or a mapping of its fields.
+    """Return the ``Dedup`` that ``value`` stands for: one of ``FEATURES``, a threshold, or a mapping of its fields.
 
     Raises:
         ValueError: with what is allowed.
@@ -125,7 +125,7 @@ def parse_dedup(value: Any) -> Dedup:
 
 
 def nearest(misspelt: object, known: Iterable[str]) -> str:
-    """A hint to end an error with: which `known` name comes nearest; "" where nothing was misspelt."""
+    """Return a hint to end an error with: which ``known`` name comes nearest; "" where nothing was misspelt."""
     if not isinstance(misspelt, str):
         return ""
     # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
@@ -134,7 +134,7 @@ def nearest(misspelt: object, known: Iterable[str]) -> str:
 
 
 def _given(value: Any, part: type, short: tuple[str, ...]) -> dict[str, Any]:
-    """`value` as the fields of `part`."""
+    """``value`` as the fields of ``part``."""
     known = [field.name for field in fields(part)]
     if not isinstance(value, Mapping):
         raise ValueError(f"must be None, {', '.join(short)}, or a mapping of {', '.join(known)}")

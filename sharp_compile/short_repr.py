@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Shown(reprlib.Repr):
-    """`repr` that ends, and soon: of what is long, deep, or holds itself."""
+    """``repr`` that ends, and soon: of what is long, deep, or holds itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Shown(reprlib.Repr):
 
 
 def short_repr(value: object) -> str:
-    """`value` for an error message: its `repr`, cut where it is long, its type where it has none."""
+    """``value`` for an error message: its ``repr``, cut where it is long, its type where it has none."""
     try:
         return _Shown().repr(value)
     except Exception:  # whatever a method of the value's own raises, or an integer of too many digits

@@ -85,10 +85,10 @@ KEPT_POSITIONS = "_kept_positions"
 
 
 def as_size_tensor(size: int, like: Tensor) -> Tensor:
-    """A tensor of that size on the device of ``like``, without memory: a number that a graph sees as a shape."""
+    """Return a tensor of that size on the device of ``like``, without memory: a number that a graph sees as a shape."""
     return torch.empty((), dtype=torch.bool, device=like.device).expand(size)
 
 
 def _version(value: Tensor) -> int | None:
-    """The number of writes into a tensor; tensors made in inference mode do not count them."""
+    """Return the number of writes into a tensor; tensors made in inference mode do not count them."""
     return None if value.is_inference() else value._version

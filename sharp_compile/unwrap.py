@@ -1,6 +1,6 @@
 """Looks through wrappers for the model that is to be compiled.
 
-A wrapper that hands calls on as they are has no graph worth compiling, and `generate` often goes past it.
+A wrapper that hands calls on as they are has no graph worth compiling, and ``generate`` often goes past it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .integrations import peft
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside of `DistributedDataParallel` and PEFT's wrappers; `model` where there are none."""
+    """Return the model inside of ``DistributedDataParallel`` and PEFT's wrappers; ``model`` where there are none."""
     while (inside := _inside(model)) is not None:
         model = inside
     return model

@@ -38,5 +38,5 @@ def visual_tokens(is_visual: Tensor) -> Iterator[None]:
 
 
 def annotated_tokens() -> Tensor | None:
-    """Which tokens ``[B, S]`` the caller says are visual, be it none; None where nothing is said."""
+    """Return which tokens ``[B, S]`` the caller says are visual, be it none; None where nothing is said."""
     return _annotated.get()

@@ -20,7 +20,7 @@ _HAS_TRITON = find_spec("triton") is not None
 def attention_column_sums(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Column sums of attention probabilities, weighted by row, mean over heads.
+    """Return column sums of attention probabilities, weighted by row, mean over heads.
 
     ``out[b, s] = mean_h sum_t weight[b, t] * softmax_s(scale * query[b, h, t] @ key[b, h // G, s] + mask[b, h, t, s])``
     with G = H / Hkv. The matrix of probabilities is never stored on a GPU.

@@ -11,7 +11,7 @@ from ..attention_rows import to_bool_mask
 def attention_column_sums(
     query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """See `kernels.attention_column_sums`."""
+    """See ``kernels.attention_column_sums``."""
     heads, rows, width = query.shape[1:]
     groups = heads // key.shape[1]
     # The query heads of a key head are one matrix, so that no key is repeated.

@@ -6,7 +6,7 @@ _KEYS = 128
 
 
 def cost(batch: int, heads: int, kv_heads: int, rows: int, length: int, head_dim: int, element: int) -> tuple[int, int]:
-    """Bytes to and from memory, and floating-point operations of the matrix products, of both kernels.
+    """Return bytes to and from memory, and floating-point operations of the matrix products, of both kernels.
 
     Args:
         batch: B.

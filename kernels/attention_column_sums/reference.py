@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention_column_sums(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """See `sharp_compile.kernels.attention_column_sums.attention_column_sums`."""
+    """See ``sharp_compile.kernels.attention_column_sums.attention_column_sums``."""
     key = key.float().repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits = query.float() @ key.transpose(-1, -2) * scale
     visible = torch.ones_like(logits, dtype=torch.bool)

@@ -38,7 +38,7 @@ class Tiles:
 
 
 def tiles(rows: int, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """What to launch for `rows` query rows a key head (G * T), of `head_dim` numbers of `dtype`.
+    """Return what to launch for ``rows`` query rows a key head (G * T), of ``head_dim`` numbers of ``dtype``.
 
     The key tile and the stages of the query tile fit in 99 KiB of shared memory, which every GPU since Ampere
     has. float32 is multiplied without matrix instructions, which would round it: its tiles are smaller.
@@ -56,7 +56,7 @@ def tiles(rows: int, head_dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def attention_column_sums(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """See `sharp_compile.kernels.attention_column_sums.attention_column_sums`."""
+    """See ``sharp_compile.kernels.attention_column_sums.attention_column_sums``."""
     batch, heads, rows, head_dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     packed = heads // kv_heads * rows
@@ -117,7 +117,7 @@ def attention_column_sums(query: Tensor, key: Tensor, weight: Tensor, mask: Tens
 def _key_tile(
     key, tile, length, head_dim, key_batch, key_head, key_token, key_dim, KEYS: tl.constexpr, DIM: tl.constexpr
 ):
-    """Keys ``[KEYS, DIM]`` of tile number `tile`; zeros behind the end."""
+    """Keys ``[KEYS, DIM]`` of tile number ``tile``; zeros behind the end."""
     token = tile.to(tl.int64) * KEYS + tl.arange(0, KEYS)
     dim = tl.arange(0, DIM)
     start = tl.program_id(2).to(tl.int64) * key_batch + tl.program_id(1).to(tl.int64) * key_head
@@ -132,7 +132,7 @@ def _logits(
     MASKED: tl.constexpr, ADDITIVE: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Logits ``[ROWS, KEYS]`` times log2(e), of packed rows `first` and on; minus infinity where hidden."""
+    """Logits ``[ROWS, KEYS]`` times log2(e), of packed rows ``first`` and on; minus infinity where hidden."""
     row = first + tl.arange(0, ROWS)
     dim = tl.arange(0, DIM)
     token = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
@@ -164,7 +164,7 @@ def _logsumexp_of_tiles(
     MASKED: tl.constexpr, ADDITIVE: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Writes the log-sum-exp of each packed row over one key tile to ``partial`` ``[B, Hkv, tiles, G * T]``."""
+    """Write the log-sum-exp of each packed row over one key tile to ``partial`` ``[B, Hkv, tiles, G * T]``."""
     tile = tl.program_id(0)
     keys = _key_tile(key, tile, length, head_dim, key_batch, key_head, key_token, key_dim, KEYS, DIM)
     place = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tl.num_programs(0) + tile
@@ -190,7 +190,7 @@ def _column_sums(
     MASKED: tl.constexpr, ADDITIVE: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Writes the weighted sums over the rows of one key head, for one key tile, to ``sums`` ``[B, Hkv, S]``."""
+    """Write the weighted sums over the rows of one key head, for one key tile, to ``sums`` ``[B, Hkv, S]``."""
     tile = tl.program_id(0)
     keys = _key_tile(key, tile, length, head_dim, key_batch, key_head, key_token, key_dim, KEYS, DIM)
     batch = tl.program_id(2).to(tl.int64)

@@ -14,7 +14,7 @@ __all__ = ["greedy_cosine_dedup"]
 
 
 def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
-    """Walks each row's tokens from the best to the worst, and skips near copies of what it has kept.
+    """Walk each row's tokens from the best to the worst, and skip near copies of what it has kept.
 
     Row b walks the positions ``order[b, 0], order[b, 1], ...``, the first ``candidates[b]`` of them. A position
     is skipped if the cosine similarity of its vector with that of a kept one is above the threshold, and kept

@@ -9,7 +9,7 @@ _BLOCK = 256
 
 
 def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
-    """See `kernels.greedy_cosine_dedup`."""
+    """See ``kernels.greedy_cosine_dedup``."""
     skipped = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
     for row, (count, wanted) in enumerate(zip(candidates.tolist(), budget.tolist(), strict=True)):
         walk = order[row, :count]
@@ -28,7 +28,7 @@ def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budg
 
 
 def _walk(unit: Tensor, open_: Tensor, threshold: float) -> Tensor:
-    """Which of the vectors ``[N, F]`` in a block are kept, given which ``[N]`` bool may be.
+    """Return which of the vectors ``[N, F]`` in a block are kept, given which ``[N]`` bool may be.
 
     Each round decides all that have no undecided near copy before them, which is at least the first: those are
     kept, and their near copies are not. That is the result of walking one by one.

@@ -7,7 +7,7 @@ _TILE = 128
 
 
 def cost(length: int, features: int, walked: int, kept: int, element: int) -> tuple[int, int]:
-    """Bytes to and from memory, and floating-point operations of the matrix products, of one row.
+    """Return bytes to and from memory, and floating-point operations of the matrix products, of one row.
 
     The kept tokens are taken to lie evenly in the walk. What a block needs is read from memory once: its
     vectors, and those of all tokens kept before it.

@@ -14,7 +14,7 @@ _HAS_TRITON = find_spec("triton") is not None
 
 @torch.library.custom_op("sharp_compile::greedy_cosine_dedup", mutates_args=())
 def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
-    """See `sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup`."""
+    """See ``sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup``."""
     if vectors.is_cuda and _HAS_TRITON:
         from . import triton
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
-    """See `sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup`."""
+    """See ``sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup``."""
     skipped = torch.zeros(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
     for row in range(len(vectors)):
         kept: list[Tensor] = []

@@ -1,9 +1,9 @@
 """Greedy deduplication on a GPU, in blocks of candidates, two launches each.
 
 The walk is sequential, but for most candidates what decides is far behind them: the tokens kept in earlier
-blocks. So the candidates are walked in blocks. `_compare` does all arithmetic of a block with matrix
+blocks. So the candidates are walked in blocks. ``_compare`` does all arithmetic of a block with matrix
 instructions: which of its candidates are near copies of tokens kept before it, and which are near copies of
-each other, one bit a pair. `_resolve`, one program for each row of the batch, decides the block from these bits
+each other, one bit a pair. ``_resolve``, one program for each row of the batch, decides the block from these bits
 alone: every undecided candidate without an undecided or kept near copy ahead of it is kept, then the near
 copies of kept ones are dropped, and so on until all are decided, which is exactly the result of the walk. Then
 it appends what is kept to a list of positions, whose length stays on the device: the host launches all blocks
@@ -39,7 +39,7 @@ class Tiles:
 
 
 def tiles(dtype: torch.dtype) -> Tiles:
-    """What to launch for vectors of `dtype`.
+    """Return what to launch for vectors of ``dtype``.
 
     A block of 512 against 64 slices of the kept tokens is enough work for a large GPU at every step. The
     operands of three stages fit in 99 KiB of shared memory, which every GPU since Ampere has. float32 is
@@ -53,7 +53,7 @@ def tiles(dtype: torch.dtype) -> Tiles:
 def greedy_cosine_dedup(
     vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float, how: Tiles | None = None
 ) -> Tensor:
-    """See `sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup`; `how` is for tests."""
+    """See ``sharp_compile.kernels.greedy_cosine_dedup.greedy_cosine_dedup``; ``how`` is for tests."""
     how = how or tiles(vectors.dtype)
     batch, length, features = vectors.shape
     device = vectors.device
@@ -87,7 +87,7 @@ def _compare(
     start, length, features, threshold, stride_batch, stride_token, stride_feature,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """Compares TILE candidates of the block with one slice of what is kept, or with TILE others of the block.
+    """Compare TILE candidates of the block with one slice of what is kept, or with TILE others of the block.
 
     Programs ``(strip, slice, row)`` with a slice below SLICES write to ``hits`` ``[B, SLICES, BLOCK]`` which
     candidates are near copies of a kept token whose tile is the slice's turn; those above write the pairs
@@ -156,7 +156,7 @@ def _resolve(
     order, candidates, budget, kept, count, hits, pairs, skipped, start, length,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """Walks one block of one row, given all comparisons: writes ``skipped``, appends to ``kept``."""
+    """Walk one block of one row, given all comparisons: write ``skipped``, append to ``kept``."""
     batch = tl.program_id(0).to(tl.int64)
     known = tl.load(count + batch)
     wanted = tl.minimum(tl.load(budget + batch), length).to(tl.int32)

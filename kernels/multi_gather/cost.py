@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def cost(batch: int, kept: int, values: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
-    """Bytes to and from memory, and floating-point operations (none).
+    """Return bytes to and from memory, and floating-point operations (none).
 
     Args:
         batch: B.

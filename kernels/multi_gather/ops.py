@@ -16,7 +16,7 @@ from . import reference
 
 @torch.library.custom_op("sharp_compile::multi_gather", mutates_args=())
 def multi_gather(values: list[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
+    """See ``sharp_compile.kernels.multi_gather.multi_gather``."""
     if positions.is_cuda:
         from . import triton
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def multi_gather(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
+    """See ``sharp_compile.kernels.multi_gather.multi_gather``."""
     rows, kept = positions.shape
     results = []
     for value in values:

@@ -25,7 +25,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def multi_gather(values: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
-    """See `sharp_compile.kernels.multi_gather.multi_gather`."""
+    """See ``sharp_compile.kernels.multi_gather.multi_gather``."""
     rows, kept = positions.shape
     results = [value.new_empty((rows, value.shape[1], kept, value.shape[3])) for value in values]
     pairs = [(value, result) for value, result in zip(values, results, strict=True) if result.numel()]
@@ -69,7 +69,7 @@ def _copy(
     source, target, shape, strides, positions, kept, position_batch, position_token, tile,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Copies one tile of a tensor, if it has one of this number. Returns how many it has."""
+    """Copy one tile of a tensor, if it has one of this number. Return how many it has."""
     planes, width = shape
     across = (width + COLUMNS - 1) // COLUMNS
     tiles = (planes * kept + ROWS - 1) // ROWS * across

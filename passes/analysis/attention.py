@@ -1,6 +1,7 @@
 """Finds the attention nodes of a Dynamo graph, whatever form they were written in.
 
-Each form is an `AttentionOp`. All become an `Attention`, so that no later pass has to know which of them a model uses.
+Each form is an ``AttentionOp``. All become an ``Attention``, so that no later pass has to know which of them a model
+uses.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Attention:
 
 
 class AttentionOp:
-    """One form in which models write attention. `register_attention` adds one; docs/extending/attention_op.md.
+    """One form in which models write attention. ``register_attention`` adds one; docs/extending/attention_op.md.
 
     Attributes:
         targets: the functions of a graph that are the whole attention, each one node; none for a form of several nodes,
@@ -72,7 +73,7 @@ class AttentionOp:
     def check(self, sizes: SentinelSizes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check that one node is right for the fake tensors that it is given, which hold fewer tokens.
 
-        Whatever running the node on them does not show is to be asked here; `check_sdpa` is that for most.
+        Whatever running the node on them does not show is to be asked here; ``check_sdpa`` is that for most.
 
         Raises:
             UnsupportedOp: where it is not.
@@ -97,24 +98,24 @@ def register_attention(form: AttentionOp) -> AttentionOp:
 
 
 def find_attention(graph: Graph) -> list[Attention]:
-    """All attentions of `graph`, in the order of their nodes."""
+    """Return all attentions of ``graph``, in the order of their nodes."""
     found = (_match(node) for node in graph.nodes)
     return [attention for attention in found if attention is not None]
 
 
 def find_attention_op(node: Node) -> AttentionOp | None:
-    """The form of which a node is the whole attention; None where it is of none."""
+    """Return the form of which a node is the whole attention; None where it is of none."""
     return next((form for form in _FORMS if node.op == "call_function" and node.target in form.targets), None)
 
 
 def as_sdpa(node: Node) -> dict[str, Any] | None:
-    """The arguments of the fused attention that gives what a node does; None where there is none."""
+    """Return the arguments of the fused attention that gives what a node does; None where there is none."""
     form = find_attention_op(node)
     return None if form is None else form.as_sdpa(node)
 
 
 def as_rewritten(graph: Graph, attention: Attention) -> Attention:
-    """An attention with the arguments that its nodes have now."""
+    """Return an attention with the arguments that its nodes have now."""
     return next(found for found in find_attention(graph) if found.output is attention.output)
 
 
@@ -170,7 +171,7 @@ def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]
 
 
 def sees_in_order(node: Node) -> bool:
-    """Whether the block mask of a flex_attention depends on the positions of its queries and keys."""
+    """Return whether the block mask of a flex_attention depends on the positions of its queries and keys."""
     owner, mask_fn = node.graph.owning_module, arguments(node)[4][-1]
     module = getattr(owner, mask_fn.target)
     _, _, query, key = module.graph.find_nodes(op="placeholder")[:4]
@@ -178,7 +179,7 @@ def sees_in_order(node: Node) -> bool:
 
 
 class _Flex(AttentionOp):
-    """``flex_attention``, which `canonicalize.flex_to_sdpa` lowers where its mask depends on positions.
+    """``flex_attention``, which ``canonicalize.flex_to_sdpa`` lowers where its mask depends on positions.
 
     That shows its mask; until then it counts as causal. What is left sees each pair, and scores it by what it holds:
     the prover runs it as operators.
@@ -217,7 +218,7 @@ for _form in (_Fused(), _Flex(), _Eager()):
 
 
 def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:
-    """Walks from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
+    """Walk from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
     mask: Node | None = None
     masked: Node | None = None
     scale: float | Node | None = None
@@ -246,7 +247,7 @@ def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | N
 
 
 def _value_product(node: Node) -> Node | None:
-    """The node ``probabilities @ value`` that a softmax feeds, or None where there is not exactly one."""
+    """Return the node ``probabilities @ value`` that a softmax feeds, or None where there is not exactly one."""
     while True:
         products = [user for user in node.users if user.target in _MATMUL and user.args[0] is node]
         if products:
@@ -260,7 +261,7 @@ def _value_product(node: Node) -> Node | None:
 def deferred_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, enable_gqa: bool
 ) -> Tensor:
-    """Stands in a graph for attention of a part of the tokens to all, until the positions of the part are known.
+    """Stand in a graph for attention of a part of the tokens to all, until the positions of the part are known.
 
     Args:
         query: ``[B, H, S', D]``.

@@ -39,7 +39,7 @@ class CutSite:
 
 
 def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[CutSite], str]:
-    """The sites of the cuts that the user asked for, and a remark on those that moved ("" if none did).
+    """Return the sites of the cuts that the user asked for, and a remark on those that moved ("" if none did).
 
     A cut moves behind the last layer after which visual features are added to the hidden states again (DeepStack,
     arXiv 2406.04334), to the first layer that has attention (its cache tells later calls how many positions there
@@ -81,7 +81,7 @@ def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool
 
 
 def _last_injection(decoder: Decoder) -> int | None:
-    """The last layer after which features are put into the hidden states by a mask; None where there is none."""
+    """Return the last layer after which features are put into the hidden states by a mask; None where there is none."""
     firsts = [decoder.first_index(layer) for layer in range(len(decoder.layers))]
     found = [decoder.order[node] for node in decoder.dataflow if _injects(node, decoder.dataflow)]
     layers = [sum(first < place for first in firsts) - 1 for place in found]
@@ -89,7 +89,7 @@ def _last_injection(decoder: Decoder) -> int | None:
 
 
 def _injects(node: Node, dataflow: Container[Node]) -> bool:
-    """Whether hidden states are `node`'s result that features were put into or added to by a mask."""
+    """Return whether hidden states are ``node``'s result that features were put into or added to by a mask."""
     if not is_hidden_states(node):
         return False
     if node.target is torch.ops.aten.index_put.default:

@@ -12,9 +12,9 @@ from ..errors import CannotPrune
 
 
 def build_dataflow(graph: Graph, source: Node) -> nx.DiGraph:
-    """The nodes that hold data computed from `source`, with an edge from each node to each user.
+    """Return the nodes that hold data computed from ``source``, with an edge from each node to each user.
 
-    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises `CannotPrune` where
+    Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises ``CannotPrune`` where
     what a node holds isn't told, since the data may go on behind it.
     """
     dataflow = nx.DiGraph()
@@ -32,7 +32,7 @@ def build_dataflow(graph: Graph, source: Node) -> nx.DiGraph:
 
 
 def dominator_chain(dataflow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
-    """The nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
+    """Return the nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
     root = object()
     behind = nx.DiGraph(
         dataflow.subgraph(set(sources).union(*(nx.descendants(dataflow, source) for source in sources)))
@@ -47,7 +47,7 @@ def dominator_chain(dataflow: nx.DiGraph, order: dict[Node, int], sources: tuple
 
 
 def reached_from(starts: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """All nodes that lead on from `starts` by `step`, these included."""
+    """Return all nodes that lead on from ``starts`` by ``step``, these included."""
     reached: set[Node] = set()
     waiting = list(starts)
     while waiting:

@@ -36,7 +36,7 @@ class Decoder:
     """The decoder of a graph.
 
     ``layers`` are its attentions in order, None for a layer that has none. ``inside`` are the nodes of each layer
-    that hold data of `dataflow`, the nodes computed from `embeddings`, in order; only the attention itself where
+    that hold data of ``dataflow``, the nodes computed from ``embeddings``, in order; only the attention itself where
     the graph does not show modules. ``order`` are the places of all nodes in the graph.
     """
 
@@ -47,25 +47,25 @@ class Decoder:
     order: dict[Node, int]
 
     def first_index(self, layer: int) -> int:
-        """The place in the graph of the first node inside a layer."""
+        """Return the place in the graph of the first node inside a layer."""
         return self.order[self.inside[layer][0]]
 
     def tail(self) -> set[Node]:
-        """The nodes after the last layer; none where the graph does not show where that ends."""
+        """Return the nodes after the last layer; none where the graph does not show where that ends."""
         last = self.inside[-1]
         if self.layers[-1] is not None and last == (self.layers[-1].output,):
             return set()
         return {node for node, place in self.order.items() if place > self.order[last[-1]]}
 
     def attention_from(self, layer: int) -> int | None:
-        """The first layer from `layer` on that has attention, None where none has."""
+        """Return the first layer from ``layer`` on that has attention, None where none has."""
         return next((index for index in range(layer, len(self.layers)) if self.layers[index] is not None), None)
 
 
 def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
-    """The decoder that reads `embeddings`, or None where no attention of the graph does.
+    """Return the decoder that reads ``embeddings``, or None where no attention of the graph does.
 
-    Raises `CannotPrune` where the graph begins in the middle of it, where an operator that looks like an attention
+    Raises ``CannotPrune`` where the graph begins in the middle of it, where an operator that looks like an attention
     is not a known one, or where a node on the way has no example value.
     """
     dataflow = build_dataflow(graph, embeddings)
@@ -87,7 +87,7 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
 
 
 def holds_decoder(graph: Graph) -> bool:
-    """Whether a graph has hidden states as an input that a decoder of more than one layer descends from."""
+    """Return whether a graph has hidden states as an input that a decoder of more than one layer descends from."""
     try:
         inputs = [node for node in graph.find_nodes(op="placeholder") if is_hidden_states(node)]
         found = [find_decoder(graph, node) for node in inputs]
@@ -97,7 +97,7 @@ def holds_decoder(graph: Graph) -> bool:
 
 
 def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
-    """Raises `CannotPrune` for attentions that are there and not seen.
+    """Raise ``CannotPrune`` for attentions that are there and not seen.
 
     Queries, keys and values go into an operator of its own, such as FlashAttention; or the layers are graphs inside of
     this one, which are computed again in the backward pass.
@@ -130,9 +130,9 @@ def _length(query: Node) -> sympy.Expr | None:
 def _layers(
     attentions: list[Attention], dataflow: nx.DiGraph, order: dict[Node, int]
 ) -> tuple[list[Attention | None], list[tuple[Node, ...]]]:
-    """The layers, and the nodes inside each.
+    """Return the layers, and the nodes inside each.
 
-    Raises `CannotPrune` where the modules show that the graph begins in the middle of the decoder.
+    Raises ``CannotPrune`` where the modules show that the graph begins in the middle of the decoder.
     """
     depth = _list_of_layers(attentions)
     if depth is None:
@@ -168,7 +168,7 @@ def _list_of_layers(attentions: list[Attention]) -> int | None:
 
 
 def _modules(node: Node) -> list[tuple[str, int]]:
-    """The modules around a node that are in a list of modules: their paths, and their places in the list."""
+    """Return the modules around a node that are in a list of modules: their paths, and their places in the list."""
     found: dict[str, int] = {}
     for path, _ in (node.meta.get("nn_module_stack") or {}).values():
         numbers = list(_PLACE.finditer(path))
@@ -180,7 +180,7 @@ def _modules(node: Node) -> list[tuple[str, int]]:
 def find_layer_input(decoder: Decoder, layer: int) -> Node:
     """The hidden states ``[B, S, C]`` that enter a layer: the last that all data from the layer before goes through.
 
-    Raises `CannotPrune` where there is no such node: an unknown kind of residual stream.
+    Raises ``CannotPrune`` where there is no such node: an unknown kind of residual stream.
     """
     dataflow, order, first = decoder.dataflow, decoder.order, decoder.first_index(layer)
     if layer == 0:
@@ -205,9 +205,9 @@ def find_layer_input(decoder: Decoder, layer: int) -> Node:
 
 
 def check_whole(decoder: Decoder, ended: Any) -> None:
-    """Declines a graph that ends inside the decoder: the layers behind the break see the full length.
+    """Decline a graph that ends inside the decoder: the layers behind the break see the full length.
 
-    ``ended`` is what Dynamo says of where it ended the graph (`GraphCompileReason`), or None. Inside the decoder
+    ``ended`` is what Dynamo says of where it ended the graph (``GraphCompileReason``), or None. Inside the decoder
     is inside the class that holds the layers.
     """
     if ended is None or not ended.graph_break:

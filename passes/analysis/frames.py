@@ -35,7 +35,7 @@ from .rope import RopeSubgraph
 
 @dataclass(frozen=True)
 class Pictures:
-    """Features of one injection, which are pictures of `tokens` tokens each.
+    """Features of one injection, which are pictures of ``tokens`` tokens each.
 
     ``per_video`` are the pictures of a video, which one more token closes; None where nothing does.
     """
@@ -59,7 +59,7 @@ class Frames:
 
 
 def find_frames(injection: Injection, rope: RopeSubgraph | None, said: int | None, emit: Emitter) -> Frames:
-    """Looks for frames; finding none is no reason to decline.
+    """Look for frames; finding none is no reason to decline.
 
     Args:
         injection: the visual features.
@@ -75,7 +75,7 @@ def find_frames(injection: Injection, rope: RopeSubgraph | None, said: int | Non
 
 
 def emit_frames(emit: Emitter, frames: Frames, injection: Injection, is_visual: Node) -> Node:
-    """Adds the nodes that number the frames of each row.
+    """Add the nodes that number the frames of each row.
 
     Returns:
         The node ``[B, S]`` int64, -1 where a token is not visual.
@@ -114,7 +114,7 @@ def _number(
 
 
 def _pictures(features: Node, embeddings: Node, emit: Emitter) -> Pictures | None:
-    """What is known of features that are injected into `embeddings`."""
+    """Return what is known of features that are injected into ``embeddings``."""
     rows, _, channels = embeddings.meta["example_value"].shape
     value = example_tensor(features)
     if value is None:
@@ -144,12 +144,12 @@ def _pictures(features: Node, embeddings: Node, emit: Emitter) -> Pictures | Non
 
 
 def _product(emit: Emitter, node: Node, axes: Iterable[int]) -> int | Node:
-    """The product of some sizes of a tensor."""
+    """Return the product of some sizes of a tensor."""
     return functools.reduce(functools.partial(emit.arithmetic, operator.mul), (emit.size(node, axis) for axis in axes))
 
 
 def _positions(rope: RopeSubgraph, rows: Any, length: Any) -> Node | None:
-    """The last integers ``[3, B, S]`` that the rotary tables are computed from."""
+    """Return the last integers ``[3, B, S]`` that the rotary tables are computed from."""
     found = [
         node
         for node in ancestors(*(parent for node in rope.nodes for parent in node.all_input_nodes))

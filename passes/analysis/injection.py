@@ -1,17 +1,17 @@
 """Finds where a graph puts visual features among the text embeddings.
 
 Two facts are needed for pruning: which positions are visual, and, as a shape, how many there are. They are read from
-these forms, in which `features` are data that don't descend from the embeddings:
+these forms, in which ``features`` are data that don't descend from the embeddings:
 
 * ``embeddings.masked_scatter(mask, features)``, in place or not;
-* ``embeddings[mask] = features`` of ``[V, C]`` by a mask ``[B, S]``, which is `index_put`;
-* ``where(mask, spread, embeddings)`` and sums ``embeddings + spread`` of two masked parts, where `spread` holds the
+* ``embeddings[mask] = features`` of ``[V, C]`` by a mask ``[B, S]``, which is ``index_put``;
+* ``where(mask, spread, embeddings)`` and sums ``embeddings + spread`` of two masked parts, where ``spread`` holds the
   features in order at the places of the mask: put into zeros, or taken by ``mask.cumsum - 1``;
 * ``cat([text, features, text], 1)`` of parts ``[B, n, C]``;
 * ``embeddings[:, a:b] = features`` of ``[B, b - a, C]``.
 
-`canonicalize.functionalize` gives writes a node of their own before. What is mixed in otherwise is found by
-`find_unknown`.
+``canonicalize.functionalize`` gives writes a node of their own before. What is mixed in otherwise is found by
+``find_unknown``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _SAME_ELEMENTS = {
 class Placed:
     """Features that are put at a place in the sequence, with no mask.
 
-    ``node`` puts them there: a `cat`, of which they are number ``part``, or a `slice_scatter`.
+    ``node`` puts them there: a ``cat``, of which they are number ``part``, or a ``slice_scatter``.
     """
 
     node: Node
@@ -76,7 +76,7 @@ class Injection:
     """Visual features among the embeddings.
 
     ``embeddings`` is the node ``[B, S, C]`` that holds text and visual features, after the last injection.
-    ``masks`` are the nodes ``[B, S, 1 or C]`` or ``[B, S]`` that say where, or the place; `emit_masks` makes them
+    ``masks`` are the nodes ``[B, S, 1 or C]`` or ``[B, S]`` that say where, or the place; ``emit_masks`` makes them
     ``[B, S, 1 or C]``. ``features`` are the nodes whose elements, in rows of C, were put there: one each for images
     and videos that come in one prompt. ``frame`` is the node ``[B, S]`` int64 of the frame of each token that an
     earlier graph injected, -1 outside.
@@ -88,7 +88,7 @@ class Injection:
     frame: Node | None = None
 
     def among(self, copies: Mapping[Node, Node]) -> Injection:
-        """The same injection in a copy of the graph."""
+        """Return the same injection in a copy of the graph."""
         masks = (
             replace(mask, node=copies[mask.node]) if isinstance(mask, Placed) else copies[mask] for mask in self.masks
         )
@@ -107,9 +107,9 @@ class _Put:
 
 
 def find_injections(graph: Graph, earlier: Injection | None = None) -> list[Injection]:
-    """All injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it.
+    """Return all injections into ``[B, S, C]`` tensors, in order; those into the result of another are one with it.
 
-    So are those into embeddings in which an `earlier` graph injected features already.
+    So are those into embeddings in which an ``earlier`` graph injected features already.
     """
     found = {} if earlier is None else {earlier.embeddings: earlier}
     for node, put in _puts(graph, found):
@@ -123,12 +123,12 @@ def find_injections(graph: Graph, earlier: Injection | None = None) -> list[Inje
 
 
 def injects_into_input(graph: Graph) -> bool:
-    """Whether features are injected into embeddings that come in from outside, and may hold others already."""
+    """Return whether features are injected into embeddings that come in from outside, and may hold others already."""
     return any(put.into.op == "placeholder" for _, put in _puts(graph, {}))
 
 
 def is_masked_scatter(node: Node) -> bool:
-    """Whether a node puts elements of one tensor into another, by a mask."""
+    """Return whether a node puts elements of one tensor into another, by a mask."""
     return node.target in _MASKED_SCATTER
 
 
@@ -138,10 +138,10 @@ def emit_masks(emit: Emitter, injection: Injection) -> Injection:
 
 
 def find_unknown(graph: Graph) -> str | None:
-    """A reason, where a decoder reads embeddings into which data are mixed in a form that is not known.
+    """Return a reason, where a decoder reads embeddings into which data are mixed in a form that is not known.
 
-    Only what enters its first layer counts, as its values do: `None` where these descend from text embeddings alone, or
-    from no text embeddings at all.
+    Only what enters its first layer counts, as its values do: ``None`` where these descend from text embeddings alone,
+    or from no text embeddings at all.
     """
     attentions = [each for each in find_attention(graph) if each.causal or each.mask is not None]
     if not attentions:
@@ -172,7 +172,7 @@ def find_unknown(graph: Graph) -> str | None:
 
 
 def _selects(node: Node) -> bool:
-    """Whether a node holds something at some positions and not at others, depending on what comes in."""
+    """Return whether a node holds something at some positions and not at others, depending on what comes in."""
     node = _root(node)
     if node.target in _MUL:
         factors = [_root(factor) for factor in node.all_input_nodes]
@@ -183,7 +183,7 @@ def _selects(node: Node) -> bool:
 
 
 def _is_mask_of_ids(node: Node) -> bool:
-    """Whether a mask, or what is computed from one, is meant: neither weights nor features alone."""
+    """Return whether a mask, or what is computed from one, is meant: neither weights nor features alone."""
     value = example_tensor(node)
     if value is None or value.ndim < 2:
         return False
@@ -198,7 +198,7 @@ def _sizes(node: Node) -> list[sympy.Expr]:
 
 
 def _puts(graph: Graph, found: dict[Node, Injection]) -> Iterator[tuple[Node, _Put]]:
-    """The nodes that put features into embeddings; `found` are embeddings with features in them already."""
+    """Yield the nodes that put features into embeddings; ``found`` are embeddings with features in them already."""
     origins: Origins | None = None
     injected: set[Node] = set(found)
     for node in graph.nodes:
@@ -221,7 +221,7 @@ def _puts(graph: Graph, found: dict[Node, Injection]) -> Iterator[tuple[Node, _P
 
 
 def _origins(graph: Graph, injected: set[Node]) -> Origins:
-    """The origins in a graph, where features that were injected count for nothing."""
+    """Return the origins in a graph, where features that were injected count for nothing."""
     origins = Origins(graph)
     for node in graph.nodes:
         if node in injected and is_masked_scatter(node):
@@ -252,7 +252,7 @@ def _put_otherwise(node: Node, origins: Origins, injected: set[Node]) -> _Put | 
 
 
 def _put_by_cat(node: Node, origins: Origins) -> _Put | None:
-    """Parts of features between parts of text, and maybe others of weights alone."""
+    """Return parts of features between parts of text, and maybe others of weights alone."""
     parts, *rest = arguments(node)
     axis = node.kwargs.get("dim", rest[0] if rest else 0)
     if axis not in (1, -2) or not all(isinstance(part, Node) for part in parts):
@@ -281,7 +281,7 @@ def _scatter_arguments(node: Node) -> tuple[Node, Node, Node]:
 
 
 def _index_put_arguments(node: Node) -> tuple[Node, Node, Node] | None:
-    """The embeddings, the mask and the features, where the index is one mask of all positions."""
+    """Return the embeddings, the mask and the features, where the index is one mask of all positions."""
     given = dict(zip(("self", "indices", "values", "accumulate"), arguments(node), strict=False)) | node.kwargs
     indices = given["indices"]
     if len(indices) != 1 or given.get("accumulate", False) or not isinstance(given["values"], Node):
@@ -344,7 +344,7 @@ def _spread(node: Any, mask: Node) -> Node | None:
 
 
 def _taken(node: Node) -> tuple[Node, Node] | None:
-    """The rows that are taken by an index, and the index: ``features[index]`` and what else does that."""
+    """Return the rows that are taken by an index, and the index: ``features[index]`` and what else does that."""
     value = None
     if node.target is operator.getitem or node.target in {"index_select", torch.index_select}:
         value, index = node.args[0], node.args[-1]
@@ -361,7 +361,7 @@ def _taken(node: Node) -> tuple[Node, Node] | None:
 
 
 def _counted(index: Node) -> Node | None:
-    """What an index counts: the mask of ``mask.cumsum - 1``, of all rows together, clamped or not."""
+    """Return what an index counts: the mask of ``mask.cumsum - 1``, of all rows together, clamped or not."""
     while True:
         index = _root(index)
         name = index.target if isinstance(index.target, str) else getattr(index.target, "__name__", "")
@@ -383,7 +383,7 @@ def _counted(index: Node) -> Node | None:
 
 
 def _masked_product(node: Node) -> tuple[Node, Node] | tuple[None, None]:
-    """The mask and the rest of a product with a mask."""
+    """Return the mask and the rest of a product with a mask."""
     for mask, rest in (arguments(node), arguments(node)[::-1]):
         if isinstance(mask, Node) and isinstance(rest, Node):
             value = example_tensor(_root(mask))
@@ -393,7 +393,7 @@ def _masked_product(node: Node) -> tuple[Node, Node] | tuple[None, None]:
 
 
 def _conditions(node: Node) -> tuple[Node, Any, Any]:
-    """The condition of a `format_node`, and what it chooses from."""
+    """Return the condition of a ``format_node``, and what it chooses from."""
     names = ("self", "condition", "other") if node.op == "call_method" else ("condition", "input", "other")
     given = dict(zip(names, arguments(node), strict=False)) | node.kwargs
     return given["condition"], given.get("self", given.get("input")), given["other"]
@@ -408,13 +408,13 @@ def _is_slice_scatter(node: Node) -> bool:
 
 
 def _inverted(mask: Node) -> Node | None:
-    """The mask of which this one is the opposite."""
+    """Return the mask of which this one is the opposite."""
     root = _root(mask)
     return arguments(root)[0] if root.target in _INVERT else None
 
 
 def _root(node: Node) -> Node:
-    """Where the elements of a node come from, in the same order."""
+    """Return where the elements of a node come from, in the same order."""
     while True:
         is_new_axis = (
             node.target is operator.getitem and not isinstance(node.args[1], Node) and _adds_axes(node.args[1])
@@ -425,13 +425,13 @@ def _root(node: Node) -> Node:
 
 
 def _adds_axes(index: Any) -> bool:
-    """Whether an index takes all elements, and adds axes at most."""
+    """Return whether an index takes all elements, and adds axes at most."""
     indices = index if isinstance(index, tuple) else (index,)
     return all(each is None or each is Ellipsis or each == slice(None) for each in indices)
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two nodes are computed alike from the same inputs."""
+    """Return whether two nodes are computed alike from the same inputs."""
     if not isinstance(one, Node) or not isinstance(other, Node):
         return type(one) is type(other) and one == other
     if one is other:
@@ -444,7 +444,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _through(node: Node, injected: set[Node]) -> Node:
-    """The embeddings with features that a node is a copy of, or has the text of; itself where there are none."""
+    """Return the embeddings with features that a node is a copy of, or has the text of; itself where there are none."""
     found = node
     while found not in injected:
         if found.target in {"to", "clone", "contiguous", "type_as", torch.clone} | _MUL | {"masked_fill"}:
@@ -457,7 +457,7 @@ def _through(node: Node, injected: set[Node]) -> Node:
 
 
 def _has_channels(features: Node, embeddings: Node) -> bool:
-    """Whether features are whole tokens: ``[..., C]``, and not one for many."""
+    """Return whether features are whole tokens: ``[..., C]``, and not one for many."""
     value = example_tensor(features)
     if value is None or value.ndim < 2:
         return False
@@ -478,7 +478,7 @@ def _as_mask(emit: Emitter, mask: Node | Placed, embeddings: Node) -> Node:
 
 
 def _bounds(emit: Emitter, placed: Placed) -> tuple[int | Node, int | Node]:
-    """The first position of features, and the first behind them."""
+    """Return the first position of features, and the first behind them."""
     if placed.node.target in _CAT:
         start: int | Node = 0
         for part in arguments(placed.node)[0][: placed.part]:
@@ -515,7 +515,7 @@ def visual_mask(*masks: Tensor) -> Tensor:
 
 
 def injected_elements(emit: Emitter, injection: Injection) -> int | Node:
-    """How many elements the injected features of all rows have, as a number or a node."""
+    """Return how many elements the injected features of all rows have, as a number or a node."""
     total: int | Node = 0
     for features in injection.features:
         elements: int | Node = 1

@@ -26,7 +26,7 @@ KIND = "modality"
 
 
 def modality_of(features: Node) -> str | None:
-    """What features are computed from: ``"visual"`` or ``"audio"``, None where the graph does not show it."""
+    """Return what features are computed from: ``"visual"`` or ``"audio"``, None where the graph does not show it."""
     nodes = ancestors(features)
     if any(_is_picture(node) for node in nodes):
         return "visual"
@@ -34,7 +34,7 @@ def modality_of(features: Node) -> str | None:
 
 
 def only(injection: Injection, modality: str) -> Injection | None:
-    """The injection of features of one modality alone; None where it has none of these.
+    """Return the injection of features of one modality alone; None where it has none of these.
 
     Features are those of pictures unless they are known to be others (``meta["modality"]``, which is ``"unknown"``
     where they may well be).
@@ -60,7 +60,7 @@ def only(injection: Injection, modality: str) -> Injection | None:
 
 
 def _is_picture(node: Node) -> bool:
-    """Whether pixels ``[..., channels, height, width]`` come in by a node, or go through it."""
+    """Return whether pixels ``[..., channels, height, width]`` come in by a node, or go through it."""
     if node.target in _IN_SPACE:
         node = arguments(node)[0]
     elif node.op != "placeholder" or not is_data(node):

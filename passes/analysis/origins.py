@@ -54,20 +54,20 @@ class Origins:
                 self._aliases.setdefault(storage_of(value), []).append(node)
 
     def is_foreign(self, node: Node, to: Node) -> bool:
-        """Whether a node is data that come from elsewhere than those of another node."""
+        """Return whether a node is data that come from elsewhere than those of another node."""
         lookups, data = self.lookups[node] & self.lookups[to], self.data[node] & self.data[to]
         return bool(self.data[node]) and not lookups and not data
 
     def is_text(self, node: Node) -> bool:
-        """Whether a node is computed from looked up embeddings and from no data."""
+        """Return whether a node is computed from looked up embeddings and from no data."""
         return bool(self.lookups[node]) and not self.data[node] and node not in self.attended
 
     def is_embeddings(self, node: Node) -> bool:
-        """Whether a node may hold the embeddings of a prompt: those of text, or an input of the graph."""
+        """Return whether a node may hold the embeddings of a prompt: those of text, or an input of the graph."""
         return self.is_text(node) or node.op == "placeholder"
 
     def put_into(self, node: Node, into: Node) -> None:
-        """Has `node`, which is `into` with features in it, count as coming from where `into` does."""
+        """Have ``node``, which is ``into`` with features in it, count as coming from where ``into`` does."""
         self.lookups[node], self.data[node] = self.lookups[into], self.data[into]
 
     def _add(self, node: Node) -> None:
@@ -98,7 +98,7 @@ class Origins:
             self._write(node)
 
     def _write(self, node: Node) -> None:
-        """Has all that shares memory with what `node` writes into come from what it writes, too."""
+        """Have all that shares memory with what ``node`` writes into come from what it writes, too."""
         value = example_tensor(node.args[0])
         if value is None or is_vmapped(value):
             return
@@ -110,7 +110,7 @@ class Origins:
 
 
 def _entering(heads: Any) -> list[Node]:
-    """The nodes from which queries, keys or values ``[B, H, S, D]`` are projected.
+    """Return the nodes from which queries, keys or values ``[B, H, S, D]`` are projected.
 
     Inputs of four axes, as of a cache, are left out.
     """
@@ -128,24 +128,24 @@ def _entering(heads: Any) -> list[Node]:
 
 
 def reads_data_beside(graph: Graph) -> bool:
-    """Whether text attends to data that are no text: cross-attention, to what an encoder made."""
+    """Return whether text attends to data that are no text: cross-attention, to what an encoder made."""
     origins = Origins(graph)
     return bool(origins.beside)
 
 
 def _values(attention: Attention) -> Any:
-    """The values of an attention: the third argument of a fused one, the second of a product."""
+    """Return the values of an attention: the third argument of a fused one, the second of a product."""
     given = arguments(attention.output)
     return given[2] if len(given) > 2 else given[-1]
 
 
 def projected_from(attention: Attention) -> list[Node]:
-    """The hidden states from which the values of an attention are projected."""
+    """Return the hidden states from which the values of an attention are projected."""
     return _entering(_values(attention))
 
 
 def _is_of_ids(index: Any) -> bool:
-    """Whether what is looked up are ids ``[B, S]`` that come in, and no positions that are computed."""
+    """Return whether what is looked up are ids ``[B, S]`` that come in, and no positions that are computed."""
     waiting, seen = [index], set()
     while waiting:
         node = waiting.pop()
@@ -161,12 +161,12 @@ def _is_of_ids(index: Any) -> bool:
 
 
 def _is_static(node: Node) -> bool:
-    """Whether an input of a graph is a tensor that a module holds: Dynamo marks these."""
+    """Return whether an input of a graph is a tensor that a module holds: Dynamo marks these."""
     return "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
 
 
 def is_data(node: Node) -> bool:
-    """Whether an input of a graph is data of a call, and not a weight: a float tensor of two axes or more."""
+    """Return whether an input of a graph is data of a call, and not a weight: a float tensor of two axes or more."""
     value = example_tensor(node)
     if value is None or isinstance(value, torch.nn.Parameter) or not value.is_floating_point() or value.ndim < 2:
         return False

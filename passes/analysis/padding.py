@@ -18,10 +18,10 @@ from .attention import Attention
 def padding_mask(
     attention: Attention, length: int | SymInt, padded_lengths: Collection[int | SymInt] = ()
 ) -> Callable[..., Tensor]:
-    """A function that finds padding ``[B, S]`` from ``(is_visual, mask)``; `mask` is absent if there is none.
+    """Return a function that finds padding ``[B, S]`` from ``(is_visual, mask)``; ``mask`` is absent if there is none.
 
     A position is padding if its own query may not see it: every causal, sliding or two-way mask lets a
-    token see itself, unless it is padding. The mask may have more columns than S: one of `padded_lengths`.
+    token see itself, unless it is padding. The mask may have more columns than S: one of ``padded_lengths``.
 
     Raises:
         CannotPrune: where the mask has no row for each query.
@@ -48,10 +48,10 @@ def padding_mask(
 
 
 def token_kinds(is_padding: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """A function that makes the tensors of `Tokens` from ``(is_visual, frame, mask)``.
+    """Return a function that makes the tensors of ``Tokens`` from ``(is_visual, frame, mask)``.
 
     Args:
-        is_padding: what `padding_mask` returns.
+        is_padding: what ``padding_mask`` returns.
     """
 
     def kinds(is_visual: Tensor, frame: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from .decoder import Decoder
 
 
 def check_single_stream(decoder: Decoder, site: CutSite, selector: str) -> None:
-    """Declines where tokens can't be proven to be merged by the mean of them at the cut.
+    """Decline where tokens can't be proven to be merged by the mean of them at the cut.
 
     Args:
         decoder: the decoder.

@@ -29,7 +29,7 @@ class RopeSubgraph:
 
 
 def find_rope(decoder: Decoder, attention: Attention, entering: Node) -> RopeSubgraph:
-    """The rotation of the keys of an attention, in the layer that the hidden states `entering` enter.
+    """Return the rotation of the keys of an attention, in the layer that the hidden states ``entering`` enter.
 
     Walks back from the key along the nodes that all of its data went through, to the first one behind which
     nothing of sequence length other than hidden states (a rotary table) was mixed in.
@@ -74,7 +74,7 @@ def rope_module(rope: RopeSubgraph) -> tuple[Callable[..., torch.Tensor], list[N
 
 
 def _reads_positions(node: Node, dataflow: nx.DiGraph, decoder: Decoder) -> bool:
-    """Whether a node mixes in a tensor of sequence length that is neither hidden states nor a parameter."""
+    """Return whether a node mixes in a tensor of sequence length that is neither hidden states nor a parameter."""
     length = expression(example_value(decoder.embeddings).shape[1])
     for parent in node.all_input_nodes:
         value = example_tensor(parent)

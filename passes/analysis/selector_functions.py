@@ -36,7 +36,7 @@ _QUERIES = "queries"
 
 
 def try_selector(score: Score, context: Context) -> tuple[Any, frozenset[str]]:
-    """Calls a selector on fake tensors.
+    """Call a selector on fake tensors.
 
     Returns:
         What it returns, and the fields of the context whose tensors it writes into.
@@ -50,7 +50,7 @@ def try_selector(score: Score, context: Context) -> tuple[Any, frozenset[str]]:
 
 
 def on_copies(score: Score, fields: Collection[str]) -> Score:
-    """`score`, called with copies of the tensors in some fields of the context."""
+    """``score``, called with copies of the tensors in some fields of the context."""
     if not fields:
         return score
 
@@ -65,7 +65,7 @@ def on_copies(score: Score, fields: Collection[str]) -> Score:
 
 
 def named(score: Score) -> Score:
-    """`score`, whose errors name it, and the line of its own at which they came up."""
+    """``score``, whose errors name it, and the line of its own at which they came up."""
 
     def score_named(*arguments: Any) -> Any:
         try:
@@ -113,10 +113,10 @@ def _what_failed(score: Score, error: Exception) -> str:
 
 
 def name_of(selector: str | Callable[..., Any]) -> str:
-    """A selector's name."""
+    """Return a selector's name."""
     return selector if isinstance(selector, str) else getattr(selector, "__name__", type(selector).__name__)
 
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
-    """Whether a line is in the code of a selector."""
+    """Return whether a line is in the code of a selector."""
     return not os.path.abspath(frame.filename).startswith(_LIBRARIES)

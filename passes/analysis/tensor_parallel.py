@@ -3,7 +3,7 @@
 Every rank runs the same graph on the same inputs, with its own shard of some parameters. So a node holds either the
 same on all ranks or what is the rank's own, and the graph shows which:
 
-* a sharded parameter says so itself: it comes in as a `DTensor`, of which ``to_local`` takes the rank's own shard;
+* a sharded parameter says so itself: it comes in as a ``DTensor``, of which ``to_local`` takes the rank's own shard;
 * what is computed from something own is own, until an ``all_reduce`` makes it the same again;
 * all else, the graph's inputs among it, is the same.
 
@@ -49,7 +49,7 @@ class TensorParallelInfo:
     own: dict[Node, frozenset[Node]]
 
     def share_heads(self, layer: int, hidden: Node, attention: Attention | None, rope: RopeSubgraph | None) -> bool:
-        """Whether each rank has other heads of a layer that is to score.
+        """Return whether each rank has other heads of a layer that is to score.
 
         Args:
             layer: its number.
@@ -82,18 +82,18 @@ class TensorParallelInfo:
         return True
 
     def gather_heads(self, value: Tensor) -> Tensor:
-        """The heads of all ranks, in the order of the ranks: ``[B, H, ...]`` as ``[B, number * H, ...]``."""
+        """Return the heads of all ranks, in the order of the ranks: ``[B, H, ...]`` as ``[B, number * H, ...]``."""
         operators = torch.ops._c10d_functional
         stacked = operators.wait_tensor(operators.all_gather_into_tensor(value.contiguous(), self.number, self.group))
         return stacked.unflatten(0, (self.number, -1)).transpose(0, 1).flatten(1, 2)
 
     def broadcast_from_rank0(self, value: Tensor) -> Tensor:
-        """What the first rank has."""
+        """Return what the first rank has."""
         operators = torch.ops._c10d_functional
         return operators.wait_tensor(operators.broadcast(value, 0, self.group))
 
     def _makes_features(self, shard: Node) -> bool:
-        """Whether a shard gives each rank its even share of the features of a linear projection."""
+        """Return whether a shard gives each rank its even share of the features of a linear projection."""
         if shard not in self.shards:
             return False
         value = example_value(shard.args[0])
@@ -103,7 +103,7 @@ class TensorParallelInfo:
 
 
 def find_tensor_parallel(decoder: Decoder) -> TensorParallelInfo | None:
-    """The processes among which the work of a graph is shared; None where one does it all.
+    """Return the processes among which the work of a graph is shared; None where one does it all.
 
     Raises:
         CannotPrune: where the graph communicates, and does not show what is shared out.
@@ -157,7 +157,7 @@ def find_tensor_parallel(decoder: Decoder) -> TensorParallelInfo | None:
 
 
 def _group(node: Node, value: Any) -> tuple[str, int]:
-    """The name and the size of the process group over which a distributed tensor is sharded."""
+    """Return the name and the size of the process group over which a distributed tensor is sharded."""
     mesh = value.device_mesh
     if mesh.ndim != 1:
         raise CannotPrune(
@@ -174,18 +174,18 @@ def _unknown(node: Node) -> CannotPrune:
 
 
 def _is_projected(user: Node, shard: Node) -> bool:
-    """Whether `user` is a linear projection of which `shard` is the weight or the bias."""
+    """Return whether ``user`` is a linear projection of which ``shard`` is the weight or the bias."""
     given = dict(zip(("input", "weight", "bias"), user.args, strict=False)) | user.kwargs
     return user.target is F.linear and given["input"] is not shard
 
 
 def _inputs(rope: RopeSubgraph) -> Iterable[Node]:
-    """What a rotation reads beside the keys."""
+    """Return what a rotation reads beside the keys."""
     inside = {rope.pre_rope, *rope.nodes}
     return (parent for node in rope.nodes for parent in node.all_input_nodes if parent not in inside)
 
 
 def _storages(nodes: Iterable[Any]) -> set[int]:
-    """The memory of the tensors among `nodes`, as numbers."""
+    """Return the memory of the tensors among ``nodes``, as numbers."""
     values = [value for node in nodes if isinstance(value := example_value(node), FakeTensor)]
     return {value.untyped_storage()._cdata for value in values}

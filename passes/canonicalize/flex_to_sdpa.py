@@ -40,7 +40,7 @@ class Flex:
 
 
 def lower_flex_to_sdpa(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
-    """Rewrites the flex_attentions of a graph that have a mask; those of `check_lowered` stay.
+    """Rewrite the flex_attentions of a graph that have a mask; those of ``check_lowered`` stay.
 
     Args:
         emit: for the graph.
@@ -76,7 +76,7 @@ def lower_flex_to_sdpa(emit: Emitter, embeddings: Node) -> dict[Node, Flex]:
 
 
 def restore_flex(emit: Emitter, found: dict[Node, Flex]) -> None:
-    """Turns the fused attentions of `lower_flex_to_sdpa` into flex_attention again."""
+    """Turn the fused attentions of ``lower_flex_to_sdpa`` into flex_attention again."""
     made: dict[Node, tuple[Any, ...]] = {}
     for fused, flex in found.items():
         _, _, _, score_mod, block_mask, scale, options, score_buffers, buffers = flex.arguments
@@ -98,14 +98,14 @@ def restore_flex(emit: Emitter, found: dict[Node, Flex]) -> None:
 
 
 def make_traceable(module: GraphModule) -> None:
-    """Lets Dynamo trace a graph again: there a flex_attention reads captured tensors from closures only."""
+    """Let Dynamo trace a graph again: there a flex_attention reads captured tensors from closures only."""
     for node in module.graph.find_nodes(op="call_function", target=flex_attention):
         node.target = _with_closures
     module.recompile()
 
 
 def check_lowered(module: GraphModule) -> None:
-    """Declines a flex_attention that could not be lowered.
+    """Decline a flex_attention that could not be lowered.
 
     Raises:
         CannotPrune: where a mask differs between heads, where scores are changed by position, or where more than
@@ -141,7 +141,7 @@ def _submodule(module: GraphModule, node: Node) -> GraphModule:
 
 
 def _dense(emit: Emitter, mask_fn: GraphModule, embeddings: Node, blocks: list[Any], buffers: tuple[Node, ...]) -> Node:
-    """The dense mask ``[B, 1, Sq, Sk]`` of a block mask. No data of the decoder goes into it."""
+    """Return the dense mask ``[B, 1, Sq, Sk]`` of a block mask. No data of the decoder goes into it."""
     rows, (queries, keys) = emit.size(embeddings, 0), blocks[:2]
     mask: Node = emit(_dense_of(mask_fn), embeddings, rows, queries, keys, *buffers)
     shape = [example_value(size) for size in (rows, 1, queries, keys)]
@@ -158,7 +158,7 @@ def _dense_of(mask_fn: GraphModule) -> Callable[..., Tensor]:
 
 
 def _block_mask(emit: Emitter, mask: Node) -> tuple[Any, ...]:
-    """A dense mask as the tuple that a block mask is handed over as."""
+    """Return a dense mask as the tuple that a block mask is handed over as."""
     lists = emit(_lists_of_blocks, mask, results=_BLOCKS.stop - _BLOCKS.start)
     reads = Graph()
     b, _, q, k, dense = (reads.placeholder(name) for name in ("b", "h", "q", "k", "dense"))

@@ -31,7 +31,7 @@ _METHODS = (*_ARITHMETIC, "masked_fill", "masked_scatter", "index_copy", "index_
 
 
 def make_functional(graph: Graph, source: Node) -> None:
-    """Rewrites each write of data computed from `source` as a new tensor, where that is surely the same.
+    """Rewrite each write of data computed from ``source`` as a new tensor, where that is surely the same.
 
     It is left as it is where the written tensor came in from outside (the write is to be seen there), where a
     view of a part of it is read later, and where the operator is not known.
@@ -52,7 +52,7 @@ def make_functional(graph: Graph, source: Node) -> None:
 
 
 def make_injections_functional(graph: Graph) -> None:
-    """Rewrites each write into hidden states ``[B, S, C]`` as a new tensor, where that is surely the same.
+    """Rewrite each write into hidden states ``[B, S, C]`` as a new tensor, where that is surely the same.
 
     A write into hidden states that came in from outside is to be seen there: it stays, and what is read from them later
     on is the new tensor.
@@ -72,9 +72,9 @@ def make_injections_functional(graph: Graph) -> None:
 def _functional(
     graph: Graph, node: Node, aliases: dict[int, list[Node]], order: dict[Node, int], outside: bool = False
 ) -> Node | None:
-    """Puts a new tensor in the place of the write `node`; None where `node` is none, or stays.
+    """Put a new tensor in the place of the write ``node``; None where ``node`` is none, or stays.
 
-    With `outside`, a write into an input stays beside the new tensor, if it is the last.
+    With ``outside``, a write into an input stays beside the new tensor, if it is the last.
     """
     target = next(iter(arguments(node)), None)
     value = example_tensor(target)
@@ -129,7 +129,7 @@ def _as_new(node: Node) -> tuple[str, Any, tuple[Any, ...]] | None:
 
 
 def _as_slice(indices: list[Any], into: Tensor | None, of: Tensor | None) -> tuple[int, Any, Any] | None:
-    """The axis and the bounds of ``into[:, a:b] = of``, where that takes one slice and all of `of` as it is."""
+    """Return the axis and the bounds of ``into[:, a:b] = of``, where that takes one slice and all of `of` as it is."""
     if into is None or of is None or into.dtype != of.dtype or into.ndim != of.ndim or not indices:
         return None
     *whole, last = indices
@@ -152,7 +152,7 @@ def _as_slice(indices: list[Any], into: Tensor | None, of: Tensor | None) -> tup
 
 
 def _is_whole(value: Tensor | None, of: Tensor) -> bool:
-    """Whether `value` is the same elements in the same order: no view of a part."""
+    """Return whether ``value`` is the same elements in the same order: no view of a part."""
     if value is None or value is of:
         return True
 

@@ -8,7 +8,7 @@ with ``length`` an integer tensor of the cache, of one element, which is 0 there
 ``length.add_(keys.size(2))``, and that form is right for any number of keys: behind a cut the buffer gets
 S' + (L - S) slots, with as much slack as before.
 
-Each kind of cache is a function that recognises its writes, `register_cache_write`; docs/extending/cache.md adds one.
+Each kind of cache is a function that recognises its writes, ``register_cache_write``; docs/extending/cache.md adds one.
 
 A layer with a sliding window is another thing: once as many positions were seen as it has slots, it loses its
 oldest one for each that comes. Those that it holds may be far apart behind a cut, and all still in the window. So its
@@ -98,7 +98,7 @@ class CacheSlack:
         return attention
 
     def moving_buffers(self, graph: Graph) -> list[Node]:
-        """Those that belong to a layer that moves on (a sliding window)."""
+        """Return those that belong to a layer that moves on (a sliding window)."""
         asking = [node for node in asks_for_positions(graph) if node.args[2]]
         moving = {source for node in asking for source in node.args[:2]}
         return [buffer for buffer, source in self.buffers.items() if source in moving]
@@ -114,7 +114,7 @@ class CacheSlack:
 
 
 def find_slack(emit: Emitter, embeddings: Node) -> CacheSlack:
-    """Rewrite the writes into caches that a graph makes (`passes.canonicalize.functionalize` went before).
+    """Rewrite the writes into caches that a graph makes (``passes.canonicalize.functionalize`` went before).
 
     A buffer that came in from outside is left as it is: it may hold tokens.
 
@@ -170,7 +170,7 @@ def index_copy(node: Node, embeddings: Node) -> CacheWrite | None:
 
 
 def _check_empty(graph: Graph, length: Node) -> None:
-    """Has a run fail if the cache of `length` says that it holds tokens: transformers makes no such cache."""
+    """Have a run fail if the cache of ``length`` says that it holds tokens: transformers makes no such cache."""
     with graph.inserting_after(length):
         is_empty = graph.call_function(operator.eq, (length, 0))
     is_empty.meta["example_value"] = example_value(length) == 0
@@ -179,7 +179,7 @@ def _check_empty(graph: Graph, length: Node) -> None:
 
 
 def _count(graph: Graph, user: Node, source: Node, axis: int) -> None:
-    """Lets ``length.add_(S)`` count what is written."""
+    """Let ``length.add_(S)`` count what is written."""
     if user.target != "add_" or (isinstance(user.args[1], Node) and user.args[1].target == "size"):
         return
     size: Any = example_value(source).shape[axis]

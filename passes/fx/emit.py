@@ -34,12 +34,12 @@ class Emitter:
 
     @contextmanager
     def before(self, node: Node) -> Iterator[None]:
-        """Where to add: in front of `node`."""
+        """Add in front of ``node`` meanwhile."""
         with self.graph.inserting_before(node):
             yield
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, results: int = 1) -> Any:
-        """Adds ``function(*arguments)``.
+        """Add ``function(*arguments)``.
 
         Args:
             function: returns a tensor, or a tuple of tensors.
@@ -70,7 +70,7 @@ class Emitter:
         return inlined[0] if results == 1 else inlined
 
     def constant(self, value: Tensor, like: Node) -> Node:
-        """Adds a tensor that is known now, on the device of `like`."""
+        """Add a tensor that is known now, on the device of ``like``."""
         there = example_tensor(like)
         value = value if there is None else value.to(there.device)
         node = self.graph.get_attr(self._keep(value))
@@ -78,7 +78,7 @@ class Emitter:
         return self._remember(node, mode.from_tensor(value))
 
     def size(self, node: Node, axis: int) -> int | Node:
-        """The size of a tensor: a number if it is static, else a node."""
+        """Return the size of a tensor: a number if it is static, else a node."""
         value = example_tensor(node)
         size = None if value is None else value.shape[axis]
         if isinstance(size, int):
@@ -96,7 +96,7 @@ class Emitter:
         return self._remember(self.graph.call_function(function, (left, right)), value)
 
     def _plain(self, node: Node) -> list[Node]:
-        """The node, or for a tensor that wraps others the nodes of these: what tracing can follow."""
+        """Return the node, or for a tensor that wraps others the nodes of these: what tracing can follow."""
         value = example_value(node)
         if not is_wrapper(value):
             return [node]
@@ -130,7 +130,7 @@ class Emitter:
         raise AssertionError("a graph ends with its output")
 
     def _keep(self, value: Tensor) -> str:
-        """Registers a constant, under a name that the module does not have."""
+        """Register a constant, under a name that the module does not have."""
         place = 0
         while hasattr(self.module, name := f"_constant_{place}"):
             place += 1
@@ -140,7 +140,7 @@ class Emitter:
 
 @contextmanager
 def _real_tensors_allowed(mode: FakeTensorMode) -> Iterator[None]:
-    """Lets a function that is traced on fake tensors use real ones that it holds."""
+    """Let a function that is traced on fake tensors use real ones that it holds."""
     allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
     try:
         yield
@@ -149,7 +149,7 @@ def _real_tensors_allowed(mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _refilled(argument: Any, remaining: Iterator[Any]) -> Any:
-    """An argument of a function, with the next of the `remaining` values where it is a node."""
+    """Return an argument of a function, with the next of the ``remaining`` values where it is a node."""
     if not isinstance(argument, Node):
         return argument
     value = example_value(argument)
@@ -162,7 +162,7 @@ def _own(value: Any) -> Any:
 
 
 def _signature(argument: Any) -> str:
-    """All that tracing may depend on in an argument of a function."""
+    """Return all that tracing may depend on in an argument of a function."""
     value = example_value(argument)
     if isinstance(value, Tensor):
         sizes, strides = [str(size) for size in value.shape], [str(stride) for stride in value.stride()]

@@ -29,12 +29,12 @@ IN_PLACE = {
 
 
 def example_value(argument: Any) -> Any:
-    """The value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
+    """Return the value that Dynamo traced a node with, None if it recorded none; anything but a node as it is."""
     return argument.meta.get("example_value") if isinstance(argument, Node) else argument
 
 
 def example_tensor(argument: Any) -> Tensor | None:
-    """The tensor that Dynamo traced a node with; None for all that is no tensor."""
+    """Return the tensor that Dynamo traced a node with; None for all that is no tensor."""
     value = example_value(argument)
     return value if isinstance(argument, Node) and isinstance(value, Tensor) else None
 
@@ -44,23 +44,23 @@ ONE_NUMBER = ((), (1,))
 
 
 def is_one_number(argument: Any) -> bool:
-    """Whether a node holds a tensor of one number."""
+    """Return whether a node holds a tensor of one number."""
     tensor = example_tensor(argument)
     return tensor is not None and tensor.shape in ONE_NUMBER
 
 
 def fake_mode(values: Any) -> FakeTensorMode:
-    """The mode of the example tensors among `values`.
+    """Return the mode of the example tensors among ``values``.
 
     Dynamo's tensors of one graph share one, but it need not be the mode of its tracing context, which
-    `detect_fake_mode` would give.
+    ``detect_fake_mode`` would give.
     """
     return next(leaf.fake_mode for leaf in tree_leaves(values) if isinstance(leaf, FakeTensor))
 
 
 @contextmanager
 def on_fakes(values: Any) -> Iterator[FakeTensorMode]:
-    """Runs operators on the example tensors among `values`, without gradients, and yields their mode.
+    """Run operators on the example tensors among ``values``, without gradients, and yield their mode.
 
     Operators of C++ take no symbolic sizes: the Python dispatcher replaces those that need concrete ones.
     """
@@ -82,28 +82,28 @@ def fake_like(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def is_hidden_states(node: Node) -> bool:
-    """Whether a node may hold hidden states: ``[B, S, C]`` of a float type."""
+    """Return whether a node may hold hidden states: ``[B, S, C]`` of a float type."""
     value = example_tensor(node)
     return value is not None and value.ndim == 3 and value.is_floating_point()
 
 
 def arguments(node: Node) -> tuple[Any, ...]:
-    """The positional arguments of a node, for those who know what they are."""
+    """Return the positional arguments of a node, for those who know what they are."""
     return node.args
 
 
 def is_vmapped(value: Tensor) -> bool:
-    """Whether a tensor stands for one of many inside `torch.vmap`: such a tensor has no memory of its own."""
+    """Return whether a tensor stands for one of many inside ``torch.vmap``: such a tensor has no memory of its own."""
     return bool(torch._C._functorch.is_batchedtensor(value))
 
 
 def storage_of(value: Tensor) -> int:
-    """The memory that a tensor is in, which it may share with others."""
+    """Return the memory that a tensor is in, which it may share with others."""
     return value.untyped_storage()._cdata
 
 
 def ancestors(*nodes: Node) -> list[Node]:
-    """The nodes that `nodes` are computed from, themselves too, in the order of the graph."""
+    """Return the nodes that ``nodes`` are computed from, themselves too, in the order of the graph."""
     found, waiting = set(nodes), list(nodes)
     while waiting:
         for parent in waiting.pop().all_input_nodes:
@@ -114,7 +114,7 @@ def ancestors(*nodes: Node) -> list[Node]:
 
 
 def flatten_args(node: Node) -> list[Any]:
-    """The leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
+    """Return the leaves of a node's arguments: nodes, numbers and whatever else, in a fixed order."""
     leaves: list[Any] = []
 
     def collect(leaf: Any) -> Any:
@@ -126,14 +126,14 @@ def flatten_args(node: Node) -> list[Any]:
 
 
 def unflatten_args(node: Node, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `node` with other leaves, in the order of `flatten_args`."""
+    """Return the arguments of ``node`` with other leaves, in the order of ``flatten_args``."""
     iterator = iter(leaves)
     args, kwargs = map_aggregate((node.args, node.kwargs), lambda _: next(iterator))
     return args, kwargs
 
 
 def writes_into_first(node: Node) -> bool:
-    """Whether a node changes its first argument: an assignment to it or a part of it, or a method in place."""
+    """Return whether a node changes its first argument: an assignment to it or a part of it, or a method in place."""
     if node.target in IN_PLACE:
         return example_tensor(node.args[0]) is not None
     in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
@@ -141,7 +141,7 @@ def writes_into_first(node: Node) -> bool:
 
 
 def writes_into_inputs(graph: Graph) -> bool:
-    """Whether running a graph changes tensors that it is given."""
+    """Return whether running a graph changes tensors that it is given."""
     inputs = [example_tensor(node) for node in graph.nodes if node.op in ("placeholder", "get_attr")]
     storages = {storage_of(value) for value in inputs if value is not None}
     targets = [example_tensor(node.args[0]) for node in graph.nodes if node.args and writes_into_first(node)]
@@ -149,7 +149,7 @@ def writes_into_inputs(graph: Graph) -> bool:
 
 
 def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs what `node` calls on other arguments.
+    """Run what ``node`` calls on other arguments.
 
     Raises:
         NotImplementedError: for a node that is neither a function nor a method.
@@ -162,12 +162,12 @@ def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def name_of(node: Node) -> str:
-    """The name of the function or method that a node calls."""
+    """Return the name of the function or method that a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def format_node(node: Node) -> str:
-    """A node for people: its operator and the line of the model that it came from."""
+    """Return a node for people: its operator and the line of the model that it came from."""
     name = name_of(node)
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     place = next((line for line in reversed(lines) if line.startswith("File ")), None)
@@ -175,14 +175,14 @@ def format_node(node: Node) -> str:
 
 
 def copy_of(module: GraphModule) -> GraphModule:
-    """A copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
+    """Return a copy to rewrite: Dynamo reads the placeholders of its own graph again later on."""
     return copy_with_nodes(module)[0]
 
 
 def copy_with_nodes(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
-    """A copy to rewrite, and the copies of its nodes.
+    """Return a copy to rewrite, and the copies of its nodes.
 
-    Its code is written when it is first called, which most copies never are; see `write_code`.
+    Its code is written when it is first called, which most copies never are; see ``write_code``.
     """
     graph, nodes = Graph(), dict[Node, Node]()
     graph.output(graph.graph_copy(module.graph, nodes))

@@ -10,7 +10,7 @@ from .nodes import ancestors, example_tensor, is_vmapped, storage_of, writes_int
 
 
 def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule | None:
-    """A graph with all inputs of another one, that only computes some values of it.
+    """Return a graph with all inputs of another one, that only computes some values of it.
 
     Returns:
         A module that returns a tuple of the values; None where a write into a tensor might have a part in them.
@@ -33,5 +33,5 @@ def part_of(module: GraphModule, results: Sequence[int | Node]) -> GraphModule |
 
 
 def _nests_vmap(node: Node) -> bool:
-    """Whether a node begins or ends a part of a graph that `torch.vmap` runs for each element."""
+    """Return whether a node begins or ends a part of a graph that ``torch.vmap`` runs for each element."""
     return str(getattr(node.target, "__name__", node.target)) in ("_vmap_increment_nesting", "_vmap_decrement_nesting")

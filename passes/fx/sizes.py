@@ -1,7 +1,7 @@
 """Sizes of example values as SymPy expressions and as plain integers.
 
-Dynamo gives a size as an int (static shapes) or a `torch.SymInt` (dynamic shapes). Calling ``int`` or
-``==`` on the latter would add a guard to Dynamo's `ShapeEnv`; these functions never do.
+Dynamo gives a size as an int (static shapes) or a ``torch.SymInt`` (dynamic shapes). Calling ``int`` or
+``==`` on the latter would add a guard to Dynamo's ``ShapeEnv``; these functions never do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..errors import CannotPrune
 
 
 def expression(size: int | SymInt) -> sympy.Expr:
-    """`size` as an expression in Dynamo's symbols; equal expressions are equal sizes for every input."""
+    """``size`` as an expression in Dynamo's symbols; equal expressions are equal sizes for every input."""
     return size.node.expr if isinstance(size, SymInt) else sympy.Integer(size)
 
 
 def hint(size: Any) -> Any:
-    """`size` for the inputs that the graph was traced with; what is not symbolic stays as it is.
+    """``size`` for the inputs that the graph was traced with; what is not symbolic stays as it is.
 
     Raises:
         CannotPrune: for a size that depends on data, which has no such value.

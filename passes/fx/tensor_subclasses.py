@@ -14,17 +14,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transfor
 
 
 def is_wrapper(value: Any) -> bool:
-    """Whether a tensor wraps others."""
+    """Return whether a tensor wraps others."""
     return is_traceable_wrapper_subclass(value)
 
 
 def names_inside(value: Any) -> list[str]:
-    """The attributes of a wrapper that are tensors: one that processes share also names their mesh."""
+    """Return the attributes of a wrapper that are tensors: one that processes share also names their mesh."""
     return [name for name in value.__tensor_flatten__()[0] if isinstance(getattr(value, name), Tensor)]
 
 
 def plain_tensors(value: Tensor) -> Iterator[Tensor]:
-    """The plain tensors inside a wrapper, in a fixed order; a plain tensor itself."""
+    """Yield the plain tensors inside a wrapper, in a fixed order; a plain tensor itself."""
     if not is_wrapper(value):
         yield value
         return
@@ -43,7 +43,7 @@ def rewrapped(
 
 
 def kind_of(value: Tensor) -> str:
-    """All that a wrapper is beside its tensors, "" for a plain tensor."""
+    """Return all that a wrapper is beside its tensors, "" for a plain tensor."""
     if not is_wrapper(value):
         return ""
     context = value.__tensor_flatten__()[1]  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Hoisted:
     _attention: Node
 
     def finish(self, emit: Emitter, positions: Node) -> None:
-        """Writes the attention of the tokens at `positions` ``[B, S']``, once all else is rewritten."""
+        """Write the attention of the tokens at ``positions`` ``[B, S']``, once all else is rewritten."""
         node = self._attention
         query, key, value, mask = node.args
         if mask is None:
@@ -57,7 +57,7 @@ class Hoisted:
 
 
 def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
-    """Moves the cut of a site to the input of its layer.
+    """Move the cut of a site to the input of its layer.
 
     What the layer's own keys, values and mask are computed from stays at full length. What both they and the rest of
     the layer read (the norm in front of the projections) is copied for the rest. The nodes that then run on fewer
@@ -97,7 +97,7 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
 
 
 def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -> Hoisted:
-    """Rewrites a layer so that `rest` runs behind its keys and values, on copies of what it shares with `front`."""
+    """Rewrite a layer so that ``rest`` runs behind its keys and values, on copies of what it shares with ``front``."""
     graph, hidden, between = attention.graph, site.hidden, set(rest)
     given = as_sdpa(attention)
     assert given is not None
@@ -115,7 +115,7 @@ def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -
     copies: dict[Node, Node] = {}
 
     def of_kept(node: Node) -> Node:
-        """What stands for `node` where kept tokens are meant."""
+        """Return what stands for ``node`` where kept tokens are meant."""
         if node not in front:
             return node
         if node is hidden:
@@ -136,7 +136,7 @@ def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -
 
 
 def cut_marker(hidden: Tensor) -> Tensor:
-    """Stands in a graph for the hidden states ``[B, S, C]`` of kept tokens, until it is known which they are."""
+    """Stand in a graph for the hidden states ``[B, S, C]`` of kept tokens, until it is known which they are."""
     return hidden
 
 

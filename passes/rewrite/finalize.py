@@ -16,7 +16,7 @@ from .metadata import check_shapes, forget, refresh
 
 
 def finalize(context: PassContext) -> PruneResult:
-    """Completes the pruned graph of a context."""
+    """Complete the pruned graph of a context."""
     graph, plans, stages = context.graph, context.plans, context.stages
     results = arguments(graph.output_node())[0]
     returned = [found for place, node in enumerate(results) if (found := plans.returned(node, place)) is not None]
@@ -48,7 +48,7 @@ def finalize(context: PassContext) -> PruneResult:
 
 
 def _tell_shapes(context: PassContext) -> None:
-    """Gives the nodes behind the cuts the example values that they have by now.
+    """Give the nodes behind the cuts the example values that they have by now.
 
     Where Dynamo will trace the graph again, lengths are not known yet: these nodes have none then.
     """
@@ -61,7 +61,7 @@ def _tell_shapes(context: PassContext) -> None:
 
 
 def _restore_numbers(context: PassContext) -> None:
-    """Returns numbers of tokens as those of the whole sequence."""
+    """Return numbers of tokens as those of the whole sequence."""
     output = context.graph.output_node()
     for node, offset in context.returned_lengths.items():
         with context.emit.before(output):
@@ -71,7 +71,7 @@ def _restore_numbers(context: PassContext) -> None:
 
 
 def _last_states(context: PassContext, results: tuple[Node, ...], returned: list[Returned]) -> tuple[int, ...]:
-    """The places of hidden states ``[B, S', C]`` behind the last cut among the results of a graph."""
+    """Return the places of hidden states ``[B, S', C]`` behind the last cut among the results of a graph."""
     channels = expression(example_value(context.injection.embeddings).shape[2])
     return tuple(
         each.place
@@ -82,7 +82,7 @@ def _last_states(context: PassContext, results: tuple[Node, ...], returned: list
 
 
 def _restore_windows(context: PassContext) -> None:
-    """Hands the buffers of sliding windows back as long as they were."""
+    """Hand the buffers of sliding windows back as long as they were."""
     for buffer in context.slack.moving_buffers(context.graph):
         stage = context.plans[buffer].stage if buffer in context.plans else 0
         if stage:

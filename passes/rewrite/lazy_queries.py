@@ -18,11 +18,11 @@ from .shrink import take, take_merged
 def query_module(hoisted: Hoisted, plans: dict[Node, NodePlan]) -> tuple[GraphModule, list[Node]]:
     """Queries as a function of positions.
 
-    What `plans` tells to be right for the kept positions is right for any, since each token is treated for itself.
+    What ``plans`` tells to be right for the kept positions is right for any, since each token is treated for itself.
 
     Args:
         hoisted: the layer.
-        plans: how its nodes run on a part of the tokens, as `passes.token_dim.solver` found.
+        plans: how its nodes run on a part of the tokens, as ``passes.token_dim.solver`` found.
 
     Returns:
         A function ``(positions [B, T] int64, *inputs) -> [B, H, T, D]``, and the nodes of its inputs.

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def refresh(plans: Plans) -> None:
-    """Gives the nodes behind a cut the values that they have by now.
+    """Give the nodes behind a cut the values that they have by now.
 
     A node whose operator can't be run on fake tensors, or that reads from one, has no value afterwards.
     """
@@ -54,7 +54,7 @@ def refresh(plans: Plans) -> None:
 
 
 def _key(node: Node, values: Sequence[Any]) -> Any:
-    """All that the value of a node may depend on; None where it depends on more, or changes what it is given."""
+    """Return all that the value of a node may depend on; None where it depends on more, or changes what it is given."""
     if writes_into_first(node) or any(isinstance(value, Tensor) and is_wrapper(value) for value in values):
         return None
     try:
@@ -73,13 +73,13 @@ def _look(value: Any) -> Any:
 
 
 def forget(plans: Plans) -> None:
-    """Takes the values of the nodes behind a cut, which are those of the full length."""
+    """Take the values of the nodes behind a cut, which are those of the full length."""
     for node in plans:
         node.meta.pop("example_value", None)
 
 
 def rerun(node: Node) -> object:
-    """What a node gives for the example values of its arguments; no guard comes of it."""
+    """Return what a node gives for the example values of its arguments; no guard comes of it."""
     values = [example_value(leaf) for leaf in flatten_args(node)]
     with on_fakes(values) as mode:
         quiet = contextlib.nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
@@ -88,7 +88,7 @@ def rerun(node: Node) -> object:
 
 
 def check_shapes(plans: Plans, lengths: Sequence[int], batch: int) -> None:
-    """Checks that each node behind a cut has the shape that its plan promised, and so nothing of the full length.
+    """Check that each node behind a cut has the shape that its plan promised, and so nothing of the full length.
 
     Args:
         plans: those of a rewritten graph, whose example values were refreshed.
@@ -113,7 +113,7 @@ def check_shapes(plans: Plans, lengths: Sequence[int], batch: int) -> None:
 
 
 def _size(size: int, sentinels: SentinelSizes, lengths: Sequence[int], batch: int) -> int:
-    """The size that stands for one with which a node was probed."""
+    """Return the size that stands for one with which a node was probed."""
     axis = sentinels.contents(size)
     tokens = 1 if axis.tokens is None else lengths[sentinels.tokens.index(axis.tokens)] + axis.slack
     return math.prod((axis.copies, tokens, batch if axis.batch else 1))

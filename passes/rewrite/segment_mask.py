@@ -20,12 +20,12 @@ from ..fx.sizes import expression
 
 
 def first_masked(decoder: Decoder) -> Node:
-    """The first node that the mask changes: all that the mask is made of stands in front of it."""
+    """Return the first node that the mask changes: all that the mask is made of stands in front of it."""
     return next(layer.masked for layer in decoder.layers if layer is not None and layer.masked is not None)
 
 
 def check_maskable(decoder: Decoder, layer: int) -> None:
-    """Declines where the attentions of layers ``0..layer`` can't be given a segment mask."""
+    """Decline where the attentions of layers ``0..layer`` can't be given a segment mask."""
     for index, attention in enumerate(decoder.layers[: layer + 1]):
         if attention is None:
             raise CannotPrune(f"layer {index} can't be given a segment mask: it has no attention")
@@ -42,13 +42,13 @@ def check_maskable(decoder: Decoder, layer: int) -> None:
 
 
 def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, segment: Segment) -> Node:
-    """Rewrites the attentions of layers ``0..layer``, so that visual tokens see text and their own segment only.
+    """Rewrite the attentions of layers ``0..layer``, so that visual tokens see text and their own segment only.
 
     Args:
         emit: adds traced functions to the graph.
-        decoder: the layers; those that are rewritten were looked at by `check_maskable`.
+        decoder: the layers; those that are rewritten were looked at by ``check_maskable``.
         layer: the last layer to rewrite.
-        frame: ``[B, S]`` int64, in front of `first_masked`.
+        frame: ``[B, S]`` int64, in front of ``first_masked``.
         segment: what a segment is.
 
     Returns:

@@ -68,11 +68,11 @@ class Selection:
 
 
 def tried(rule: Rule, layer: int, attention: Attention | None, hidden: Node, rope: RopeSubgraph | None) -> Rule:
-    """A user's function as a rule that the passes can rely on; a rule of ours as it is.
+    """Return a user's function as a rule that the passes can rely on; a rule of ours as it is.
 
     It is called once on fake tensors, of the sizes that the graph was traced with. That shows whether it tells which
     tokens stand for others, and which tensors of the layer it writes into: those it gets as copies from then on.
-    The other arguments are `emit_selection`'s.
+    The other arguments are ``emit_selection``'s.
 
     Raises:
         SelectorError: for a function that looks at the values of tensors, or fails.
@@ -109,15 +109,15 @@ def emit_selection(
     kept: int | Node,
     queries: tuple[GraphModule, list[Node]] | None = None,
 ) -> Selection:
-    """Adds the nodes that score the tokens of a layer and choose the kept ones.
+    """Add the nodes that score the tokens of a layer and choose the kept ones.
 
     Args:
-        context: of the graph; its rule is as `tried` gives it.
+        context: of the graph; its rule is as ``tried`` gives it.
         site: the scoring layer as the graph has it now, and the share of the visual tokens that is kept.
         hidden: what enters the layer by now, ``[B, S, C]``.
         tokens: the kinds of the layer's tokens.
         kept: how many tokens a row keeps, a number or the node of one.
-        queries: the function of `lazy_queries` and its inputs, where the layer does not compute all queries.
+        queries: the function of ``lazy_queries`` and its inputs, where the layer does not compute all queries.
     """
     emit, rule = context.emit, context.rule
     rotate, state, rotation_inputs = _layer_state(site.attention, site.rope)
@@ -149,13 +149,13 @@ def _selecting(
     ranks: TensorParallelInfo | None,
     sizes: Sequence[int],
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The selection as a function of plain tensors.
+    """Return the selection as a function of plain tensors.
 
     Args:
         site: the scoring layer.
         rule: the selection rule.
         rotate: rotates keys, given the third group of inputs.
-        asked: the function of `lazy_queries`, of the fourth group; None where the layer computes all queries.
+        asked: the function of ``lazy_queries``, of the fourth group; None where the layer computes all queries.
         ranks: those that share the work, None where there are no others.
         sizes: how many inputs are in each group: the state of the layer, the constants of the rule, and those two.
     """
@@ -204,7 +204,7 @@ def _rotated(rotate: Callable[..., Tensor], inputs: Sequence[Tensor], keys: Tens
 def _layer_state(
     attention: Attention | None, rope: RopeSubgraph | None
 ) -> tuple[Callable[..., Tensor], list[Any], list[Node]]:
-    """What a rule may look at of a layer's attention.
+    """Return what a rule may look at of a layer's attention.
 
     Returns:
         A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
@@ -227,7 +227,7 @@ def _context(
     state: Sequence[Any],
     rotate: Callable[[Tensor], Tensor],
 ) -> Context:
-    """The context of a layer's tensors: kinds of its tokens, and those of `_layer_state`."""
+    """Return the context of a layer's tensors: kinds of its tokens, and those of ``_layer_state``."""
     is_visual, is_padding, frame = kinds
     query, key, pre_rope, is_bshd, mask, scale, heads = state
     if is_bshd:
@@ -254,7 +254,7 @@ def _context(
 
 
 def _with_all_heads(own: Context, ranks: TensorParallelInfo) -> Context:
-    """The context of a layer whose heads `ranks` share, from that of a rank's own heads.
+    """Return the context of a layer whose heads ``ranks`` share, from that of a rank's own heads.
 
     The keys of the other ranks are rotated here, as they were there: one exchange is enough for both kinds of keys.
     """
@@ -275,7 +275,7 @@ def _with_all_heads(own: Context, ranks: TensorParallelInfo) -> Context:
 
 
 def _computed(module: GraphModule, inputs: Sequence[Tensor], is_visual: Tensor) -> Callable[[Tensor | None], Tensor]:
-    """`Context.queries` of a layer that has not computed them, by the function of `passes.rewrite.lazy_queries`."""
+    """``Context.queries`` of a layer that has not computed them, by the function of ``passes.rewrite.lazy_queries``."""
 
     def queries(rows: Tensor | None) -> Tensor:
         if rows is None:
@@ -294,7 +294,7 @@ def _valid_merges(merge_into: Tensor, may_merge: Tensor) -> Tensor:
 
 
 def _checked(result: Any, is_visual: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The scores and the representatives that a rule returned, None where it returned scores alone."""
+    """Return the scores and the representatives that a rule returned, None where it returned scores alone."""
     shape, is_pair = is_visual.shape, isinstance(result, tuple | list) and len(result) == 2
     scores, merge_into = result if is_pair else (result, None)
     into_fits = isinstance(merge_into, Tensor) and merge_into.shape == shape and merge_into.dtype == torch.int64

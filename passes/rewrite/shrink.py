@@ -1,4 +1,4 @@
-"""Rewrites the nodes behind each cut for fewer tokens, as `passes.token_dim.solver` planned it."""
+"""Rewrites the nodes behind each cut for fewer tokens, as ``passes.token_dim.solver`` planned it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Shrinker:
         self.expanded: dict[tuple[Node, Expand], Node] = {}
 
     def insertion_point(self) -> Node:
-        """The first node behind the next cut: all that belongs to the next stage stands in front of it."""
+        """Return the first node behind the next cut: all that belongs to the next stage stands in front of it."""
         return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
 
     def begin_stage(self, positions: Node, length: int | Node, merge_into: Node | None = None) -> None:
-        """Begins the next stage: gathers its hidden states, and rewrites all nodes of it.
+        """Begin the next stage: gather its hidden states, and rewrite all nodes of it.
 
         Args:
-            positions: the tokens that are kept, as in `Stage`.
+            positions: the tokens that are kept, as in ``Stage``.
             length: how many they are.
             merge_into: which token of the stage before stands for each, ``[B, S]``; None where tokens are dropped only.
         """
@@ -67,7 +67,7 @@ class Shrinker:
                 self._rewrite(node, plan)
 
     def finish(self) -> None:
-        """Rewrites the nodes that run at full length behind the last cut."""
+        """Rewrite the nodes that run at full length behind the last cut."""
         for node, plan in self.plans.items():
             if plan.stage == 0:
                 self._rewrite(node, plan)
@@ -75,11 +75,11 @@ class Shrinker:
     def _gather_states(
         self, positions: Node, original: Node, merge_into: Node | None
     ) -> tuple[Node, dict[tuple[Node, Gather], Node]]:
-        """Gathers the hidden states of the cut, and all side tensors that are there already, in one operator.
+        """Gather the hidden states of the cut, and all side tensors that are there already, in one operator.
 
         Side tensors count in the tokens of the full sequence: at later cuts the hidden states don't, and are
         gathered apart. So are hidden states whose tokens merge. Tensors with two token axes (masks) are left to
-        `_gathered`.
+        ``_gathered``.
         """
         before, first = len(self.stages), self.insertion_point()
         there = set(itertools.takewhile(lambda node: node is not first, self.emit.graph.nodes))
@@ -110,7 +110,7 @@ class Shrinker:
         return made.pop(of_cut), made
 
     def resolve(self, node: Node, stage: int) -> Node:
-        """What stands for `node` at `stage`: a cut is read as the hidden states gathered there."""
+        """Return what stands for ``node`` at ``stage``: a cut is read as the hidden states gathered there."""
         if node in self.cuts and self.cuts.index(node) < stage:
             return self.stages[self.cuts.index(node)].hidden
         return node
@@ -149,7 +149,7 @@ class Shrinker:
         return length
 
     def _gathered(self, node: Node, rewrite: Gather, stage: int) -> Node:
-        """`node` gathered for `stage`; each is made once and shared."""
+        """``node`` gathered for ``stage``; each is made once and shared."""
         made = self.stages[stage - 1].gathered
         if (node, rewrite) not in made:
             positions = self._positions(rewrite.stage, stage)
@@ -162,7 +162,7 @@ class Shrinker:
         return made[node, rewrite]
 
     def _expanded(self, node: Node, rewrite: Expand) -> Node:
-        """`node` at the full length; each is made once, where it is first read, and shared."""
+        """``node`` at the full length; each is made once, where it is first read, and shared."""
         if (node, rewrite) not in self.expanded:
             kept = self.stages[rewrite.stage - 1].original
             length = self.emit.size(self.embeddings, 1)
@@ -175,7 +175,7 @@ class Shrinker:
         return self.expanded[node, rewrite]
 
     def _note_length(self, node: Node, rewrite: Expand) -> None:
-        """Has the example value of a rewritten node be as short as the node is."""
+        """Have the example value of a rewritten node be as short as the node is."""
         value, kept = example_tensor(node), example_tensor(self.stages[rewrite.stage - 1].original)
         if value is None or kept is None:
             return
@@ -185,7 +185,7 @@ class Shrinker:
             node.meta["example_value"] = short.requires_grad_(value.requires_grad)
 
     def _positions(self, source: int, stage: int) -> Node:
-        """The tokens of `stage`, counted in those of stage `source`."""
+        """Return the tokens of ``stage``, counted in those of stage ``source``."""
         if source == 0:
             return self.stages[stage - 1].original
         positions = self.stages[source].positions
@@ -208,7 +208,7 @@ def _layout(rewrite: Gather) -> tuple[int, int | None, bool]:
 
 
 def _gathering(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..., Any]:
-    """A function that gathers several tensors with one token axis each.
+    """Return a function that gathers several tensors with one token axis each.
 
     ``layouts`` are, for each, its token axis, its batch axis (None where it has none), and whether the result
     gets one that it had not.
@@ -266,5 +266,5 @@ def expand_tokens(value: Tensor, kept: Tensor, length: int, axis: int, batch_axi
 
 
 def take_merged(value: Tensor, positions: Tensor, axis: int, length: int) -> Tensor:
-    """The same for an axis that holds ``length`` tokens of one row after the other."""
+    """Return the same for an axis that holds ``length`` tokens of one row after the other."""
     return gather_tokens(value.unflatten(axis, (-1, length)), positions, axis + 1, axis).flatten(axis, axis + 1)

@@ -1,4 +1,4 @@
-"""Rewrites a graph that reads the hidden states of a pruned one: see `sharp_compile.tail`."""
+"""Rewrites a graph that reads the hidden states of a pruned one: see ``backend.tail_graph``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tail:
 
 
 def follow_full(module: GraphModule, place: int) -> Tail | None:
-    """Has a graph run on the kept tokens whose input `place` is hidden states that were expanded to the full length.
+    """Have a graph run on the kept tokens whose input ``place`` is hidden states that were expanded to the full length.
 
     Args:
         module: a copy of Dynamo's; it is rewritten in place, unless the result is None or an error is raised.
@@ -58,7 +58,7 @@ def follow_full(module: GraphModule, place: int) -> Tail | None:
 
 
 def follow_short(module: GraphModule, place: int) -> Tail | None:
-    """Does the same for a graph that was traced on hidden states that are short.
+    """Do the same for a graph that was traced on hidden states that are short.
 
     It runs as it was traced, but for what takes tokens at positions of the whole sequence.
     """
@@ -83,7 +83,7 @@ def follow_short(module: GraphModule, place: int) -> Tail | None:
 
 
 def _check_any_length(node: Node, plan: NodePlan) -> None:
-    """Declines a node whose result, as it was traced, depends on how many tokens it reads."""
+    """Decline a node whose result, as it was traced, depends on how many tokens it reads."""
     with FakeTensorMode() as mode:
         values = [
             fake_like(value, mode) if isinstance(value := example_value(leaf), Tensor) else hint(value)

@@ -32,7 +32,7 @@ class Candidate:
     changed: bool = False
 
     def signature(self) -> str:
-        """All that a node's behaviour may depend on."""
+        """Return all that a node's behaviour may depend on."""
         leaves = [
             (kind_of(leaf), [_layout(part) for part in (leaf, *plain_tensors(leaf))])
             if isinstance(leaf, Tensor)
@@ -61,7 +61,7 @@ class CandidateRewrites:
     mode: FakeTensorMode
 
     def of_integer(self, size: sympy.Expr, stage: int) -> Iterator[Candidate]:
-        """An integer that may mean a length, as that of a stage."""
+        """Yield the lengths of a stage that an integer may mean."""
         prime, batch = self.sizes.tokens[stage - 1], self.sizes.batch
         if size in self.padded_lengths:
             yield Candidate(prime + self.padded_lengths[size], Length(is_padded=True), True)
@@ -79,7 +79,7 @@ class CandidateRewrites:
                 yield Candidate(self.empty((candidate.value,), like), ResizeArange(candidate.rewrite), True)
 
     def of_side_tensor(self, node: Node, value: Tensor, source: int, stage: int) -> Iterator[Candidate]:
-        """The ways to read a side tensor at a stage: each set of its axes that may be tokens, with its rows.
+        """Yield the ways to read a side tensor at a stage: each set of its axes that may be tokens, with its rows.
 
         Args:
             node: the tensor in the graph.
@@ -112,7 +112,7 @@ class CandidateRewrites:
     def _with_axes(
         self, value: Tensor, source: int, stage: int, slacks: Mapping[int, int], batch_axes: Sequence[int]
     ) -> Iterator[Candidate]:
-        """The ways to read a side tensor of which certain axes are tokens: by the axis that the rows are in.
+        """Yield the ways to read a side tensor of which certain axes are tokens: by the axis that the rows are in.
 
         ``slacks`` are the unused slots behind the tokens of each of these axes.
         """
@@ -134,7 +134,7 @@ class CandidateRewrites:
             yield Candidate(self.empty([batch, *shorter], value), rewrite, True)
 
     def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A fake tensor of a shape, else like another."""
+        """Return a fake tensor of a shape, else like another."""
         with self.mode:
             return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
 
@@ -144,6 +144,6 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _quotient(size: sympy.Expr, of: sympy.Expr) -> int | None:
-    """How many times ``of`` is in ``size``; None where that is no small whole number. -1 counts from the end."""
+    """Return how many times ``of`` is in ``size``; None where that is no small whole number. -1 counts from the end."""
     times = size / of
     return int(times) if times.is_Integer and (0 < times <= _MAX_TIMES or times == -1) else None

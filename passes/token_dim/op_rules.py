@@ -1,11 +1,11 @@
-"""Which ATen operators may see a tensor that holds tokens, and how: one rule for each, by `register_op_rule`.
+"""Which ATen operators may see a tensor that holds tokens, and how: one rule for each, by ``register_op_rule``.
 
 The shrink pass changes how many tokens a tensor holds. That is right for operators that treat tokens one
 by one (element-wise, norms and products over channels) or that mix them in the way of attention (a softmax
 or a contraction over tokens). It is wrong for operators that address tokens by position: an index, a
 partial slice, a write into a buffer. So operators are allowed by name, and an unknown one is declined.
 
-Tokens are recognised by size, see `passes.token_dim.sentinels`. `docs/extending/aten_rule.md` adds a rule.
+Tokens are recognised by size, see ``passes.token_dim.sentinels``. ``docs/extending/aten_rule.md`` adds a rule.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class OpCall:
     read_only: frozenset[int]
 
     def token_axes(self, value: Tensor) -> list[int]:
-        """The axes of a tensor that hold tokens."""
+        """Return the axes of a tensor that hold tokens."""
         return list(self.sizes.token_axes(value.shape))
 
     def is_token_axis(self, value: Tensor, dim: int) -> bool:
-        """Whether ``dim`` of a tensor, counted from either end, holds tokens."""
+        """Return whether ``dim`` of a tensor, counted from either end, holds tokens."""
         return dim % value.ndim in self.token_axes(value)
 
 
@@ -73,7 +73,8 @@ _MIXES: dict[Any, Callable[[OpCall], bool]] = {}
 def register_op_rule(*operators: Any, mixes_tokens: bool | Callable[[OpCall], bool]) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operators, or for operators of a library.
 
-    The decorated function is called for each call that sees tokens, and raises `UnsupportedOp` where the operator would
+    The decorated function is called for each call that sees tokens, and raises ``UnsupportedOp`` where the operator
+    would
     not be right for fewer tokens: with the sentence that a user is told.
 
     Args:
@@ -102,7 +103,7 @@ def _always(call: OpCall) -> bool:
 
 
 class TokenRules(TorchDispatchMode):
-    """Runs operators, and raises `UnsupportedOp` for one that must not see tokens the way it does."""
+    """Runs operators, and raises ``UnsupportedOp`` for one that must not see tokens the way it does."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class TokenRules(TorchDispatchMode):
             sizes: tell what an axis holds.
             read_only: tensors that no operator may write into.
             pointwise: whether each token must be treated for itself: no attention, nor what mixes tokens in its way.
-            in_tail: see `OpCall`.
+            in_tail: see ``OpCall``.
         """
         super().__init__()
         self.sizes, self.pointwise, self.in_tail = sizes, pointwise, in_tail
@@ -131,7 +132,7 @@ class TokenRules(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Checks one operator, then runs it."""
+        """Check one operator, then run it."""
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(map(is_wrapper, tensors)):

@@ -1,4 +1,4 @@
-"""How each node behind a cut runs on fewer tokens: what the prover finds and `rewrite.shrink` does."""
+"""How each node behind a cut runs on fewer tokens: what the prover finds and ``rewrite.shrink`` does."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Plans(dict[Node, NodePlan]):
         self.sentinels = sentinels
 
     def __str__(self) -> str:
-        """A line for each node: how many cuts it is behind, and its rewrites."""
+        """Return a line for each node: how many cuts it is behind, and its rewrites."""
         lines = []
         for node, plan in self.items():
             rewrites = "".join(f", {rewrite}" for rewrite in plan.rewrites if rewrite is not None)

@@ -48,7 +48,7 @@ class SentinelSizes:
     slacks: tuple[int, ...] = ()
 
     def contents(self, size: int) -> DimContents:
-        """What is in an axis of this size."""
+        """Return what is in an axis of this size."""
         batch = bool(self.batch and size % self.batch == 0)
         others = size // self.batch if self.batch and batch else size
         for prime in self.tokens:
@@ -59,20 +59,20 @@ class SentinelSizes:
         return DimContents(None, others, batch)
 
     def token(self, size: int) -> int | None:
-        """The length of the tokens in an axis of this size; None where it holds none."""
+        """Return the length of the tokens in an axis of this size; None where it holds none."""
         return self.contents(size).tokens
 
     def token_axes(self, shape: Sequence[int] | None) -> dict[int, DimContents]:
-        """The axes of a shape that hold tokens, with what they hold; none for no shape."""
+        """Return the axes of a shape that hold tokens, with what they hold; none for no shape."""
         read = {axis: self.contents(size) for axis, size in enumerate(shape or ())}
         return {axis: holds for axis, holds in read.items() if holds.tokens}
 
     def batch_axes(self, shape: Sequence[int]) -> list[int]:
-        """The axes of a shape that are the rows of the batch."""
+        """Return the axes of a shape that are the rows of the batch."""
         return [axis for axis, size in enumerate(shape) if size == self.batch]
 
     def layouts(self, shape: Iterable[int]) -> set[tuple[tuple[int, int], ...]]:
-        """Where tokens and rows may lie in memory order: sorted pairs of (prime, stride in elements).
+        """Return where tokens and rows may lie in memory order: sorted pairs of (prime, stride in elements).
 
         An axis may merge what it holds in several ways: rows are outside of tokens, copies anywhere.
         """
@@ -109,7 +109,7 @@ def choose_sentinels(
         stages: how many lengths of tokens there are.
         length: S, as the graph was traced.
         batch: B, as the graph was traced; None for one row.
-        slacks: see `SentinelSizes`.
+        slacks: see ``SentinelSizes``.
     """
     used: set[int] = set()
     for node in graph.nodes:

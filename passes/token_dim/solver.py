@@ -3,15 +3,15 @@
 Every node that computes with data from behind the cut is run on fake tensors whose token axes have a
 length that occurs nowhere else in the graph: a prime. (The batch axis gets another one, unless the batch
 has one row.) A node that was traced for the full length then fails, or gives a shape that does not
-correspond to the traced one, until its arguments are rewritten (`candidates` has the ways, `plan` what is found):
+correspond to the traced one, until its arguments are rewritten (``candidates`` has the ways, ``plan`` what is found):
 
 * an integer in its arguments that means the full length becomes the new length;
 * a *side* tensor, which was computed apart from the hidden states at the full length (rotary tables, masks,
   position ids), is gathered at the kept positions along the axes that make the node valid.
 
 A coincidence of sizes can't validate a rewrite, since nothing else has the prime's length. Exactly one
-minimal set of rewrites must be valid, and `passes.token_dim.op_rules` must know every operator inside: else the
-pass declines. Nothing here touches Dynamo's `ShapeEnv`; all sizes are plain integers.
+minimal set of rewrites must be valid, and ``passes.token_dim.op_rules`` must know every operator inside: else the
+pass declines. Nothing here touches Dynamo's ``ShapeEnv``; all sizes are plain integers.
 
 The *tail* of a graph is what comes after the last decoder layer: a head, a loss, pooling. Two more things are known to
 be right there:
@@ -78,14 +78,15 @@ def probe(
     pointwise: Collection[Node] = (),
     tail: Collection[Node] = (),
 ) -> Plans:
-    """Plans every node behind the first of `cuts`.
+    """Plan every node behind the first of ``cuts``.
 
     Args:
         graph: the graph as Dynamo made it; it is only read.
         embeddings: the node ``[B, S, C]`` that shows the full length and the number of rows.
         cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
         padded_lengths: sizes of axes that hold the S tokens and, behind them, unused slots (of static caches).
-        pointwise: nodes behind the first cut that must treat each token for itself (see `passes.rewrite.early_gather`).
+        pointwise: nodes behind the first cut that must treat each token for itself (see
+            ``passes.rewrite.early_gather``).
         tail: nodes after the last decoder layer.
 
     Returns:
@@ -153,7 +154,7 @@ class _Probe:
         return plans
 
     def _pools(self, node: Node, result: Any) -> bool:
-        """Whether a node sums up kept tokens."""
+        """Return whether a node sums up kept tokens."""
         leaf = flatten_args(node)[0]
         of = self._value(leaf, self._stage_read(leaf)) if name_of(node) in _POOLING and isinstance(leaf, Node) else None
         if not isinstance(of, Tensor) or not isinstance(result, Tensor):
@@ -161,7 +162,7 @@ class _Probe:
         return len(self.sizes.token_axes(of.shape)) > len(self.sizes.token_axes(result.shape))
 
     def _check_no_count(self, node: Node) -> None:
-        """Declines a number of tokens that goes with a sum of the kept ones: it may have been counted in any way."""
+        """Decline a number of tokens that goes with a sum of the kept ones: it may have been counted in any way."""
         for leaf in flatten_args(node) if name_of(node) in _ARITHMETIC else ():
             number = example_value(leaf)
             if isinstance(number, SymInt | SymFloat):
@@ -176,7 +177,7 @@ class _Probe:
                 )
 
     def _pools_side(self, node: Node, stage: int) -> bool:
-        """Whether a node of the tail sums up the tokens of a side tensor."""
+        """Return whether a node of the tail sums up the tokens of a side tensor."""
         if stage or node not in self.tail or name_of(node) not in _POOLING:
             return False
         of, result = (example_tensor(each) for each in (flatten_args(node)[0], node))
@@ -187,7 +188,7 @@ class _Probe:
         return before > after
 
     def _expansions(self, node: Node, reason: _Positional) -> tuple[ArgRewrite, ...]:
-        """What a node of the tail reads that runs at full length, as it was traced."""
+        """Return what a node of the tail reads that runs at full length, as it was traced."""
         rewrites: list[ArgRewrite] = []
         for leaf in flatten_args(node):
             if not isinstance(leaf, Node) or self._stage_read(leaf) == 0:
@@ -211,11 +212,11 @@ class _Probe:
         return tuple(rewrites)
 
     def _is_side(self, leaf: Any) -> bool:
-        """Whether a leaf was computed before the cuts, or apart from them."""
+        """Return whether a leaf was computed before the cuts, or apart from them."""
         return isinstance(leaf, Node) and (leaf in self.cuts or leaf not in self.stages)
 
     def _stage_read(self, node: Node) -> int:
-        """The number of cuts that what a user reads from `node` is behind; a cut is read behind itself."""
+        """Return the number of cuts that what a user reads from ``node`` is behind; a cut is read behind itself."""
         return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
 
     def _plan(self, node: Node, stage: int, is_pooled: bool) -> tuple[tuple[ArgRewrite, ...], Any]:
@@ -237,7 +238,7 @@ class _Probe:
         return self.memo[key]
 
     def _search(self, node: Node, choices: list[list[Candidate]]) -> tuple[tuple[ArgRewrite, ...], Any]:
-        """The one minimal set of rewrites with which `node` runs and gives the shape that it should."""
+        """Return the one minimal set of rewrites with which ``node`` runs and gives the shape that it should."""
         target = flatten_args(node)[0]
         if writes_into_first(node) and self._is_side(target) and not is_one_number(target):
             raise CannotPrune(f"{format_node(node)} can't be proven right with fewer tokens: {WRITES_INTO_OLDER}")
@@ -266,7 +267,7 @@ class _Probe:
         return tuple(choice.rewrite for choice in chosen), result
 
     def _try_candidate(self, node: Node, chosen: Sequence[Candidate]) -> Any:
-        """Runs `node`; raises where it fails or gives another shape than it should."""
+        """Run ``node``; raise where it fails or gives another shape than it should."""
         args, kwargs = unflatten_args(node, [choice.value for choice in chosen])
         side = [
             choice.value
@@ -298,7 +299,7 @@ class _Probe:
         check_sdpa(self.sizes, query, key, value, mask)
 
     def _check_shapes(self, traced: Any, probed: Any) -> None:
-        """`probed` must be `traced` with the full length and the rows replaced by their primes."""
+        """``probed`` must be ``traced`` with the full length and the rows replaced by their primes."""
         old, new = tree_leaves(traced), tree_leaves(probed)
         if len(old) != len(new):
             raise UnsupportedOp("it returns another number of results")
@@ -328,7 +329,7 @@ class _Probe:
         return bool(hint(before) == after)
 
     def _candidates_of(self, leaf: Any, stage: int, is_count: bool) -> Iterator[Candidate]:
-        """What a leaf of a node's arguments may be handed over as."""
+        """Yield what a leaf of a node's arguments may be handed over as."""
         if isinstance(leaf, Node) and is_count:
             size = expression(example_value(leaf).shape[0])
             yield from self.candidates.of_count(size, self._value(leaf, 0), stage)
@@ -346,7 +347,7 @@ class _Probe:
                 yield from self.candidates.of_integer(sympy.Integer(leaf), stage)
 
     def _value(self, node: Node, source: int) -> Any:
-        """What a user of `node` reads, on fake tensors."""
+        """Return what a user of ``node`` reads, on fake tensors."""
         traced = example_value(node)
         if node in self.cuts:
             shape = self.sizes.batch or 1, self.sizes.tokens[source - 1], self.channels
@@ -378,12 +379,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_made_after(node: Node) -> bool:
-    """Whether a node makes a new tensor of sizes that it is told: any would do, so they prove nothing."""
+    """Return whether a node makes a new tensor of sizes that it is told: any would do, so they prove nothing."""
     return node.op == "call_method" and str(node.target).startswith("new_")
 
 
 def _is_counted(node: Node, leaf: Any) -> bool:
-    """Whether `leaf` is ``arange(n)`` that `node` puts in places which are data."""
+    """Return whether ``leaf`` is ``arange(n)`` that ``node`` puts in places which are data."""
     is_put = node.target is torch.ops.aten.index_put.default and leaf is node.args[2]
     return is_put and leaf.target is torch.arange and len(leaf.args) == 1
 

@@ -1,6 +1,6 @@
 """The Dynamo backend: options in, a compiled graph out.
 
-Dynamo's graph -> find the injection -> prune a copy (`passes.pipeline`) -> the inner backend
+Dynamo's graph -> find the injection -> prune a copy (``passes.pipeline``) -> the inner backend
 
 entry               what Dynamo calls: parses options, tells kinds of graphs apart, raises errors that Dynamo passes on
 single_graph        a graph that injects visual features itself: pruned at once

@@ -42,7 +42,7 @@ def active_backend() -> Any:
 
 
 def goes_on(broke: bool) -> bool:
-    """Whether code of the compiled call that is running reads what the graph returns, before the user does.
+    """Return whether code of the compiled call that is running reads what the graph returns, before the user does.
 
     That is code behind Dynamo's break, and that of modules around the one that holds the graph. A module of
     transformers without a head only hands its decoder's states on.
@@ -74,7 +74,7 @@ def _frames_of_call() -> list[FrameType]:
 
 
 def _module(frame: FrameType) -> nn.Module | None:
-    """The module that a frame runs a method of, or a decorator around one; None for other functions."""
+    """Return the module that a frame runs a method of, or a decorator around one; None for other functions."""
     names = frame.f_code.co_varnames
     first = frame.f_locals.get(names[0]) if names else None
     first = first[0] if isinstance(first, tuple) and first else first
@@ -82,7 +82,7 @@ def _module(frame: FrameType) -> nn.Module | None:
 
 
 def _innermost(backend: Any) -> Any:
-    """The backend that Dynamo's wrappers of it, one in the other, call in the end."""
+    """Return the backend that Dynamo's wrappers of it, one in the other, call in the end."""
     while hasattr(backend, "_torchdynamo_orig_backend"):
         backend = backend._torchdynamo_orig_backend
     return backend

@@ -38,7 +38,7 @@ from .untracked import UntrackedTokens
 class LinkedGraph:
     """A graph that takes embeddings as an input: pruned when an earlier graph injected features into them.
 
-    Whether they hold any is known at run time only, call by call, from the tensor itself (`injection_registry`).
+    Whether they hold any is known at run time only, call by call, from the tensor itself (``injection_registry``).
     How many visual tokens there are is no input of Dynamo's graph, so its guards can't speak of it: the
     rewritten graph gets two inputs more, the frames and a tensor whose size is the number of elements,
     and Dynamo compiles it in its own right, with guards on all of them. The same graph without visual tokens
@@ -112,7 +112,7 @@ class LinkedGraph:
             skip(self.report, self.config, may_raise=False)
 
     def prepare(self, place: int, record: InjectionRecord) -> Compiled | None:
-        """The graph pruned for embeddings in input ``place``; None where it has no decoder or can't be.
+        """Return the graph pruned for embeddings in input ``place``; None where it has no decoder or can't be.
 
         Raises:
             CannotPrune: where it can't be, with ``on_skip="raise"``.

@@ -1,8 +1,8 @@
 """What Dynamo calls: options in, a compiled graph out.
 
-A graph without visual tokens goes to the inner backend untouched. One that injects them is pruned (`single_graph`), or
-tells the graphs behind it where they are; one that reads embeddings from such a graph is pruned at run time
-(`cross_graph`). What became of each graph is in its `GraphReport`.
+A graph without visual tokens goes to the inner backend untouched. One that injects them is pruned (``single_graph``),
+or tells the graphs behind it where they are; one that reads embeddings from such a graph is pruned at run time
+(``cross_graph``). What became of each graph is in its ``GraphReport``.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def sharp(
     options: Mapping[str, Any] | None = None,
     mode: str | None = None,
 ) -> Compiled:
-    """Compiles one graph of Dynamo: the function behind ``torch.compile(model, backend="sharp")``.
+    """Compile one graph of Dynamo: the function behind ``torch.compile(model, backend="sharp")``.
 
     Args:
         module: the graph.
         inputs: what it is about to be called with.
-        options: see `Config.parse`.
+        options: see ``Config.parse``.
         mode: refused, it is an option of Inductor.
 
     Returns:
@@ -83,7 +83,7 @@ def sharp(
 
 
 def setting_of(backend: Any) -> Config | None:
-    """The options with which a backend of Dynamo compiles by `sharp`; None for a backend of others.
+    """Return the options with which a backend of Dynamo compiles by ``sharp``; None for a backend of others.
 
     Raises:
         ValueError: for a bad option.
@@ -103,7 +103,7 @@ def setting_of(backend: Any) -> Config | None:
 
 
 def _active_setting() -> Config | None:
-    """The options of the compilation that this thread is in; None where it is not for this backend."""
+    """Return the options of the compilation that this thread is in; None where it is not for this backend."""
     try:
         return setting_of(active_backend())
     except ValueError:  # a bad option, of which `sharp` tells
@@ -111,7 +111,7 @@ def _active_setting() -> Config | None:
 
 
 def _compile_for(module: GraphModule, backend: Any, config: Config | None, inputs: Sequence[Any]) -> Compiled:
-    """Compiles a graph when it runs, for another backend than it was traced for; `config` None where not for ours."""
+    """Compile a graph when it runs, for another backend than it was traced for; ``config`` None where not for ours."""
     if config is None:
         return compile_later(module, backend)
     return _compile(module, inputs, config, with_injections(module), later=True)
@@ -126,7 +126,7 @@ def _may_hold_visual_tokens(graph: Graph, inputs: Sequence[Any]) -> bool:
 
 
 def _warn_beside(graph_report: GraphReport, graph: Graph, config: Config) -> None:
-    """Says once that visual features go past the sequence, where they do: there is nothing to prune."""
+    """Say once that visual features go past the sequence, where they do: there is nothing to prune."""
     if (beside := UntrackedTokens(graph).beside()) is not None:
         graph_report.reason = beside
         skip(graph_report, config, may_raise=False)
@@ -135,10 +135,10 @@ def _warn_beside(graph_report: GraphReport, graph: Graph, config: Config) -> Non
 def _compile(
     module: GraphModule, inputs: Sequence[Any], config: Config, shown: GraphModule, later: bool = False
 ) -> Compiled:
-    """Compiles a graph that may hold visual tokens.
+    """Compile a graph that may hold visual tokens.
 
-    `shown` is a copy in which all injections can be seen. `later` says that it is done when the graph runs, and
-    `inputs` are what it runs on: Dynamo has finished with the graph, and will trace again what is made of it.
+    ``shown`` is a copy in which all injections can be seen. ``later`` says that it is done when the graph runs, and
+    ``inputs`` are what it runs on: Dynamo has finished with the graph, and will trace again what is made of it.
     """
     linked = registry.find(inputs)
     graph = shown.graph
@@ -172,7 +172,7 @@ def _compile(
 
 
 def _about_mode(mode: str) -> str:
-    """What to write in place of a mode of Inductor's."""
+    """Return what to write in place of a mode of Inductor's."""
     from torch._inductor import list_mode_options
 
     known = list_mode_options()

@@ -1,7 +1,7 @@
 """Where embeddings that one graph hands to the next hold visual features.
 
 A graph that injects features and has no decoder returns, beside the embeddings, which of their tokens are visual; its
-run publishes that for the tensor itself (`tensor_records`). The graph that takes this tensor finds it.
+run publishes that for the tensor itself (``tensor_records``). The graph that takes this tensor finds it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def return_injection(emit: Emitter, injection: Injection, tokens_per_frame: int 
 def publishing(
     compiled: Callable[..., Any], place: int, never_read: Callable[[], None]
 ) -> Callable[..., tuple[Any, ...]]:
-    """Strip the last two results off a graph of `return_injection`, and publish them for its result ``place``."""
+    """Strip the last two results off a graph of ``return_injection``, and publish them for its result ``place``."""
 
     def run(*args: Any) -> tuple[Any, ...]:
         *results, frame, elements = compiled(*args)

@@ -30,7 +30,7 @@ def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> C
 
 
 def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:
-    """A graph that Dynamo traces once more when it first runs, for another backend."""
+    """Return a graph that Dynamo traces once more when it first runs, for another backend."""
     symbolic = any(isinstance(example_value(node), SymInt) for node in module.graph.find_nodes(op="placeholder"))
     lock = threading.RLock()
 
@@ -51,6 +51,6 @@ def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Comp
 
 
 def compiler(config: Config, inputs: Sequence[Any], later: bool) -> Callable[[GraphModule], Compiled]:
-    """What compiles a graph for the inner backend: now, on the inputs of Dynamo's, or when it first runs."""
+    """Return what compiles a graph for the inner backend: now, on the inputs of Dynamo's, or when it first runs."""
     now = functools.partial(compile_now, config=config)
     return functools.partial(compile_later, backend=now) if later else functools.partial(now, inputs=inputs)

@@ -32,7 +32,7 @@ def describe(graph_report: GraphReport, pruned: PruneResult, began: float, how_f
     Args:
         graph_report: that of the graph.
         pruned: what was done.
-        began: when, by `time.perf_counter`.
+        began: when, by ``time.perf_counter``.
         how_found: where the visual tokens come from.
     """
     graph_report.pruned = True

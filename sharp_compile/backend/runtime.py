@@ -53,7 +53,7 @@ class CompiledPerSetting:
         self.lock = threading.RLock()
 
     def __call__(self, *args: Any) -> Any:
-        """Runs the graph on inputs like those it was traced with."""
+        """Run the graph on inputs like those it was traced with."""
         backend, compiled = self.latest
         active = active_backend()
         if active is None:
@@ -104,10 +104,10 @@ class PrunedGraph:
         self.broke: bool = ended is not None and ended.graph_break
 
     def __call__(self, *args: Any) -> Sequence[Any]:
-        """Runs the graph on inputs like those it was traced with.
+        """Run the graph on inputs like those it was traced with.
 
         Raises:
-            ValueError: where a row has more text than positions are kept, and `run_unpruned` is None.
+            ValueError: where a row has more text than positions are kept, and ``run_unpruned`` is None.
         """
         patches.install()
         if self.count_text is not None:
@@ -145,6 +145,6 @@ class PrunedGraph:
 
 
 def has_too_much(text: Tensor, kept: int) -> bool:
-    """Whether a row has more `text` tokens ``[B]`` than positions are kept of it."""
+    """Return whether a row has more ``text`` tokens ``[B]`` than positions are kept of it."""
     # Meta tensors have shapes and no data to check.
     return not text.is_meta and int(text.max()) > kept

@@ -39,7 +39,7 @@ def compile_injecting(
         module: the graph as Dynamo made it.
         inputs: what it is called with.
         config: the options.
-        later: whether it is compiled when it runs (`inner.compile_later`).
+        later: whether it is compiled when it runs (``inner.compile_later``).
         shown: a copy in which all injections can be seen, if there is one already.
     """
     began = time.perf_counter()
@@ -94,7 +94,7 @@ def telling_later_graphs(compiled: Compiled, place: int, graph_report: GraphRepo
 
 
 def injections_to_prune(graph: Graph, config: Config, earlier: Injection | None = None) -> list[Injection]:
-    """The injections of a graph, of the features that are to be pruned."""
+    """Return the injections of a graph, of the features that are to be pruned."""
     found = (only(injection, config.modality) for injection in find_injections(graph, earlier))
     return [injection for injection in found if injection is not None]
 
@@ -128,18 +128,18 @@ def run_pruned(
 
 
 def reason_of_end(module: GraphModule) -> Any:
-    """Why Dynamo ended a graph where it did: it leaves that on its module."""
+    """Return why Dynamo ended a graph where it did: it leaves that on its module."""
     return getattr(module, "compile_subgraph_reason", None)
 
 
 def _is_one_row(text: Node) -> bool:
-    """Whether ``text`` ``[B]`` is surely of one row, which has all visual tokens itself."""
+    """Return whether ``text`` ``[B]`` is surely of one row, which has all visual tokens itself."""
     value = example_tensor(text)
     return value is not None and isinstance(value.shape[0], int) and value.shape[0] == 1
 
 
 def _text_and_length(pruned: PruneResult) -> tuple[Node, int | Node]:
-    """The text tokens of each row ``[B]``, and S', in a pruned graph."""
+    """Return the text tokens of each row ``[B]``, and S', in a pruned graph."""
     names = pruned.aux_outputs
     outputs = arguments(pruned.module.graph.output_node())[0][-len(names) :]
     return outputs[names.index("text")], pruned.lengths["pruned_length"]

@@ -5,8 +5,9 @@ labels. So where more code of the call reads them, the pruned graph hands its la
 again: each position holds the state of the last kept token that is not behind it. Dynamo then traces that code with
 lengths that agree, and the graph gives right answers as it is.
 
-The graph is told so, by the tensor's identity (`tensor_records.shortened`), and runs on the kept tokens what the passes
-can prove to be the same there: a head over all tokens, the loss, a mean over a mask (`passes.rewrite.tail`).
+The graph is told so, by the tensor's identity (``tensor_records.shortened``), and runs on the kept tokens what the
+passes
+can prove to be the same there: a head over all tokens, the loss, a mean over a mask (``passes.rewrite.tail``).
 
 Where the user asked for the hidden states of every layer, the last of them is the very tensor that the head reads. It
 is handed on short then, as all of these are; the head's graph is traced short, and only what takes tokens at positions
@@ -45,7 +46,7 @@ def hand_on(
     length: int,
     broke: bool,
 ) -> list[Any]:
-    """The results of a pruned graph for the code that called it, with records of what they are.
+    """Return the results of a pruned graph for the code that called it, with records of what they are.
 
     Args:
         results: what the graph returned.
@@ -96,7 +97,7 @@ class TailGraph:
         return found[0] if len(found) == 1 else None
 
     def prepare(self, place: int, states: Shortened) -> Callable[[Sequence[Any]], list[Any]] | None:
-        """The graph on the kept tokens of such an input; None where it is right as it is."""
+        """Return the graph on the kept tokens of such an input; None where it is right as it is."""
         key = place, states.is_full
         if key not in self.compiled:
             self.compiled[key] = self._follow(place, states.is_full)

@@ -41,7 +41,7 @@ class UntrackedTokens:
         return _once(self._reason(inputs))
 
     def beside(self) -> str | None:
-        """The same of a graph that looks up the embeddings of its text itself."""
+        """Return the same of a graph that looks up the embeddings of its text itself."""
         return _once(BESIDE if prompt.has_pixels() and self._reads_beside else None)
 
     def _reason(self, inputs: Sequence[Any]) -> str | None:
@@ -88,7 +88,7 @@ def _once(reason: str | None) -> str | None:
 
 
 def _given() -> Iterator[Tensor]:
-    """The tensors that the outermost call of a module, or of a compiled function, was given."""
+    """Yield the tensors that the outermost call of a module, or of a compiled function, was given."""
     frame = sys._getframe()
     given: list[Tensor] = []
     while frame.f_back is not None:
@@ -110,6 +110,6 @@ def _is_hidden(value: Tensor) -> bool:
 
 
 def _is_mask(value: Tensor, shapes: Sequence[Any]) -> bool:
-    """Whether a tensor has a number for each token, or for each pair of them."""
+    """Return whether a tensor has a number for each token, or for each pair of them."""
     lengths = [shape[1] for shape in shapes]
     return value.shape in shapes or (value.ndim > 2 and value.shape[-1] in lengths and value.shape[-2] in (1, *lengths))

@@ -1,4 +1,4 @@
-"""Lets accelerate take the backend by its name, and with it `TrainingArguments(torch_compile_backend="sharp")`.
+"""Lets accelerate take the backend by its name, and with it ``TrainingArguments(torch_compile_backend="sharp")``.
 
 Its backends are an enumeration, so that it refuses the name of any other before Dynamo is asked.
 """

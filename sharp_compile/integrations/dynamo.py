@@ -1,7 +1,7 @@
-"""Acts where something is compiled with this backend, by whatever door: every one leads through `OptimizeContext`.
+"""Acts where something is compiled with this backend, by whatever door: every one leads through ``OptimizeContext``.
 
-`torch.compile(model)` and `model.compile()` give Dynamo a module or one of its methods. What is given decides whether a
-graph with a decoder can ever reach the backend:
+``torch.compile(model)`` and ``model.compile()`` give Dynamo a module or one of its methods. What is given decides
+whether a graph with a decoder can ever reach the backend:
 
     a module              its call is compiled. `generate` of what is returned runs the module itself, uncompiled.
     a method of a module  likewise; a module with a `generate` of its own, or one that wraps others, may call the models
@@ -33,7 +33,7 @@ _is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
 
 def install(backend: Backend) -> None:
-    """Has Dynamo tell of what is compiled with `backend`."""
+    """Have Dynamo tell of what is compiled with ``backend``."""
     patches.replace(
         OptimizeContext,
         "__call__",
@@ -85,7 +85,7 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
 
 
 def _keep_graphs_whole() -> Callable[[], None]:
-    """Keep Dynamo from cutting the graphs of a `DistributedDataParallel` into buckets, for the length of a call.
+    """Keep Dynamo from cutting the graphs of a ``DistributedDataParallel`` into buckets, for the length of a call.
 
     It does so to reduce the gradients of one while the next are computed. In a part of the decoder nothing can be
     pruned: the other parts would see the full length.
@@ -103,7 +103,7 @@ def _nothing() -> None:
 
 
 def _say_generate_is_not_compiled(compiled: OptimizedModule, options: dict[str, Any]) -> None:
-    """Let `generate` of what `torch.compile(model)` returned say that it runs the model itself."""
+    """Let ``generate`` of what ``torch.compile(model)`` returned say that it runs the model itself."""
     if callable(getattr(compiled._orig_mod, "generate", None)):
         # Past `OptimizedModule.__setattr__`, which would write to the model.
         vars(compiled)["generate"] = functools.partial(_generate_past, compiled._orig_mod, options)

@@ -24,7 +24,7 @@ _WARNED = "Dynamo detected a call to a `functools.lru_cache`-wrapped"
 
 
 def filter_messages(is_ours: Callable[[], bool]) -> None:
-    """Hides expected messages from now on, where `is_ours` says that the backend at work is this one."""
+    """Hide expected messages from now on, where ``is_ours`` says that the backend at work is this one."""
     for name, begins in _LOGGED.items():
         _filter_log(name, begins, is_ours)
     if hasattr(utils, "warn_once"):

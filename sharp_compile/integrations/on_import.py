@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def on_import(name: str, act: Callable[[ModuleType], None]) -> None:
-    """Call `act` with the module `name`: now if it is loaded, else once it has been, which this does not cause."""
+    """Call ``act`` with the module ``name``: now if it is loaded, else once it has been, which this does not cause."""
     if name in sys.modules:
         act(sys.modules[name])
     else:
@@ -18,7 +18,7 @@ def on_import(name: str, act: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder:
-    """Finds one module as it would be found otherwise, and has its loader call `act` behind its code."""
+    """Finds one module as it would be found otherwise, and has its loader call ``act`` behind its code."""
 
     def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
         self.name, self.act = name, act

@@ -15,17 +15,17 @@ _registered: list[tuple[Backend, Callable[[Any], Config | None]]] = []
 
 
 def register(backend: Backend, setting_of: Callable[[Any], Config | None]) -> None:
-    """Notes the backend, and what gives the options with which another one compiles by it."""
+    """Note the backend, and what gives the options with which another one compiles by it."""
     _registered[:] = [(backend, setting_of)]
 
 
 def backend() -> Backend:
-    """The backend itself: by its name torch would register it, which only one thread can."""
+    """Return the backend itself: by its name torch would register it, which only one thread can."""
     return _registered[0][0]
 
 
 def is_ours(other: Any) -> bool:
-    """Whether Dynamo compiles with this backend, or with one that was made of it.
+    """Return whether Dynamo compiles with this backend, or with one that was made of it.
 
     Args:
         other: a backend of Dynamo, or the name of one.

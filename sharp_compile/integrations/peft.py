@@ -9,7 +9,7 @@ import torch
 
 
 def base_of(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The model that a `PeftModel` hands its calls to as they are; None where it has a share in them.
+    """Return the model that a ``PeftModel`` hands its calls to as they are; None where it has a share in them.
 
     Learned prompts are put among the embeddings by the wrapper. Adapters are layers inside the model.
     """

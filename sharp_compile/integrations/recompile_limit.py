@@ -45,7 +45,7 @@ def isolated() -> dict[str, Any]:
 
 
 def watch_limit(active_setting: Callable[[], Config | None]) -> None:
-    """Watches the limit from now on, where `active_setting` gives options of this backend: None for another one."""
+    """Watch the limit from now on, where ``active_setting`` gives options of this backend: None for another one."""
     if hasattr(convert_frame, _EXCEEDS):
         patches.replace(
             convert_frame,

@@ -26,7 +26,7 @@ _regions: list[tuple[Any, int]] = []
 
 
 def keep_apart(context: OptimizeContext) -> None:
-    """Gives what is compiled with one setting its region; who was given one by the user has that one."""
+    """Give what is compiled with one setting its region; who was given one by the user has that one."""
     if getattr(context, "_isolate_recompiles_id", None) != DEFAULT:
         return
     setting = innermost_backend(context.callback)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def keep_apart(context: OptimizeContext) -> None:
 
 
 def keep_in_threads() -> None:
-    """Has a region last for as long as any thread is in it.
+    """Have a region last for as long as any thread is in it.
 
     Torch has one region for the process (2.13): the thread that leaves a compiled function takes the region from all
     others, which are in the middle of one, and compile what they had compiled already. In a region of another thread

@@ -4,7 +4,7 @@ transformers' image and video processors need torchvision, of which they use the
 PyTorch. But PyPI's torchvision wheel is built for CUDA. Beside a CPU-only torch its compiled extension can't
 be loaded, which torchvision itself tolerates, and then its import fails all the same with `operator
 torchvision::nms does not exist`, because it registers shape functions for two operators that the extension
-would have declared. Every `from transformers import Llava...` fails with it. With the two operators declared
+would have declared. Every ``from transformers import Llava...`` fails with it. With the two operators declared
 here the import works, and everything that is written in Python with it; calling the two still fails.
 """
 

@@ -15,7 +15,7 @@ _handing_over: list[Any] = []
 
 @torch._dynamo.assume_constant_result
 def traces_for_sharp() -> bool:
-    """Whether Dynamo traces the calling code for this backend.
+    """Return whether Dynamo traces the calling code for this backend.
 
     Ask ``torch.compiler.is_dynamo_compiling()`` first. Dynamo calls this while it traces and takes the answer for a
     constant: code is traced anew for each backend.

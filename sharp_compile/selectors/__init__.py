@@ -1,6 +1,6 @@
 """The selection rules, one a file: each scores the tokens of a layer, and registers itself by its name.
 
-A rule is plain PyTorch and knows nothing of graphs; `passes.rewrite.selection` traces it into one.
+A rule is plain PyTorch and knows nothing of graphs; ``passes.rewrite.selection`` traces it into one.
 """
 
 from ..selector_registry import Rule, Score

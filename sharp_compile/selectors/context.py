@@ -35,8 +35,8 @@ class Context:
         hidden: ``[B, S, C]``, the hidden states that enter the layer.
         is_visual: ``[B, S]`` bool, of real tokens.
         is_padding: ``[B, S]`` bool, wherever it is in a row. The layer's mask hides it from real tokens.
-        frame: ``[B, S]`` int64: the number of the frame that a visual token belongs to in its row, -1 for all
-            others. Text between visual tokens starts a new frame; where else one starts, see `passes.analysis.frames`.
+        frame: ``[B, S]`` int64: the number of the frame that a visual token belongs to in its row, -1 for all others.
+            Text between visual tokens starts a new frame; where else one starts, see ``passes.analysis.frames``.
         scale: multiplies ``query @ key``; None for ``D ** -0.5``.
         mask: the attention mask of the layer, broadcastable to ``[B, H, S, S]``, boolean or additive; None
             for causal attention.
@@ -78,10 +78,10 @@ class Context:
 
     @property
     def query_unrotated(self) -> Tensor:
-        """``[B, H, S, D]``: queries before rotary embedding, as what `rotate` gives at their places, undone.
+        """``[B, H, S, D]``: queries before rotary embedding, as what ``rotate`` gives at their places, undone.
 
         The transpose of a rotation, whatever numbers it turns together and by which angles, is its inverse. Where the
-        embedding scales too (YaRN, arXiv 2309.00071), queries stay scaled twice: their products with `key_unrotated`
+        embedding scales too (YaRN, arXiv 2309.00071), queries stay scaled twice: their products with ``key_unrotated``
         are then the layer's own at distance 0.
         """
         unrotated = self.grouped_key_unrotated
@@ -100,11 +100,11 @@ class Context:
         return position.where(~self.is_padding, 0).amax(1, keepdim=True)
 
     def attention(self, rows: Tensor) -> Tensor:
-        """``[B, H, T, S]`` float32: the probabilities of the query positions `rows`, ``[T]`` or ``[B, T]``."""
+        """``[B, H, T, S]`` float32: the probabilities of the query positions ``rows``, ``[T]`` or ``[B, T]``."""
         return attention_rows(self.queries(rows), self.grouped_key, self.mask_of(rows), self.scale)
 
     def mask_of(self, rows: Tensor) -> Tensor:
-        """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions `rows`, ``[T]`` or ``[B, T]``.
+        """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions ``rows``, ``[T]`` or ``[B, T]``.
 
         Boolean (True: may be seen) or additive, as the layer's own; boolean where the layer has none.
         """
@@ -121,7 +121,7 @@ class Context:
         return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
     def visible_to(self, rows: Tensor) -> Tensor:
-        """`mask_of` those rows as booleans."""
+        """``mask_of`` those rows as booleans."""
         return to_bool_mask(self.mask_of(rows))
 
     def _for_each_head(self, key: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Context:
 
 
 def among(query: Tensor) -> Callable[[Tensor | None], Tensor]:
-    """`Context.queries` of a layer whose queries ``[B, H, S, D]`` are all there."""
+    """``Context.queries`` of a layer whose queries ``[B, H, S, D]`` are all there."""
 
     def queries(rows: Tensor | None) -> Tensor:
         if rows is None:

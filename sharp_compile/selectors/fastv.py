@@ -8,7 +8,7 @@ from .context import Context
 
 @register_selector("fastv", merges=False)
 def fastv(ctx: Context) -> Tensor:
-    """The attention probability from the last real position to each token, mean over heads.
+    """Return the attention probability from the last real position to each token, mean over heads.
 
     Returns:
         ``[B, S]`` float32.

@@ -16,7 +16,7 @@ _THRESHOLD = 0.6
 
 @register_selector("framefusion", merges=True)
 def framefusion(ctx: Context) -> tuple[Tensor, Tensor]:
-    """Merges a token with the one at its place in the frame before, if their hidden states are alike.
+    """Merge a token with the one at its place in the frame before, if their hidden states are alike.
 
     A place is the rank of a token among those of its frame that are there. A run of frames that are alike at a place,
     each with the one before (cosine above 0.6), has one representative: its first token. These heads of runs are
@@ -41,7 +41,7 @@ def framefusion(ctx: Context) -> tuple[Tensor, Tensor]:
 
 
 def _places(ctx: Context) -> tuple[Tensor, Tensor]:
-    """The place of each token in its frame, and the position of the token there in the frame before.
+    """Return the place of each token in its frame, and the position of the token there in the frame before.
 
     Both are ``[B, S]`` int64; the latter is -1 where there is no such token. What is not visual has the place S.
     """

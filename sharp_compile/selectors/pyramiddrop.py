@@ -9,7 +9,7 @@ from .fastv import fastv
 
 @register_selector("pyramiddrop", merges=False)
 def pyramiddrop(ctx: Context) -> Tensor:
-    """The attention from the last token of the instruction, mean over heads, at the end of each stage.
+    """Return the attention from the last token of the instruction, mean over heads, at the end of each stage.
 
     The score is FastV's; the method is in the stages, which the option ``stages`` gives: the paper drops a fixed share
     of what is left at the end of each. Half of it, after a quarter, a half and three quarters of 32 layers, is

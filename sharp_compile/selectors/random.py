@@ -11,7 +11,7 @@ _MASK = 2**31 - 1
 
 @register_selector("random", needs_attention=False, merges=False, options=("seed",))
 def random(ctx: Context, seed: int) -> Tensor:
-    """Scores that depend on the seed, the row and the position only.
+    """Return scores that depend on the seed, the row and the position only.
 
     They come from integer arithmetic, not from PyTorch's generator: a graph gives the same tokens in every
     run, on every device, under every inner backend, and leaves the generator's state alone.
@@ -30,7 +30,7 @@ def random(ctx: Context, seed: int) -> Tensor:
 
 
 def _mix(value: Tensor) -> Tensor:
-    """Mixes the low 31 bits of int64 numbers: a multiply-xorshift hash whose products stay below 2**62."""
+    """Mix the low 31 bits of int64 numbers: a multiply-xorshift hash whose products stay below 2**62."""
     value = value & _MASK
     for factor in (0x45D9F3B, 0x119DE1F3):
         value = ((value ^ (value >> 16)) * factor) & _MASK

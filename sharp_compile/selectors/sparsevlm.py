@@ -14,7 +14,7 @@ from .sharp.text import text_rows
 
 @register_selector("sparsevlm", merges=False)
 def sparsevlm(ctx: Context) -> Tensor:
-    """The attention of the text tokens that are about the picture, mean over them and over heads.
+    """Return the attention of the text tokens that are about the picture, mean over them and over heads.
 
     These raters are the text tokens whose relevance ``r_t = mean_v softmax_t(h_v . h_t)`` is not below the mean over
     the text, with h the hidden states that enter the layer, v the visual tokens and t the text behind the last of them

@@ -18,7 +18,7 @@ def uniform(ctx: Context) -> Tensor:
 
 
 def spread(is_visual: Tensor, count: Tensor) -> Tensor:
-    """Which visual tokens are number ``floor(j * V / count)`` of the V in their row, for j = 0..count-1.
+    """Return which visual tokens are number ``floor(j * V / count)`` of the V in their row, for j = 0..count-1.
 
     Args:
         is_visual: ``[B, S]`` bool.

@@ -16,7 +16,7 @@ class CheckpointError(Exception):
 
 
 def load(name: str, dtype: torch.dtype | str, trust_remote_code: bool = False, local: bool = False) -> tuple[Any, Any]:
-    """A model that answers in text about images or videos, and its processor.
+    """Return a model that answers in text about images or videos, and its processor.
 
     Args:
         name: a folder, or the name of a checkpoint on the Hugging Face hub.
@@ -40,7 +40,7 @@ def load(name: str, dtype: torch.dtype | str, trust_remote_code: bool = False, l
 
 
 def _check_names_of_weights(folder: Path) -> None:
-    """Refuses a folder whose own files call others than safetensors its weights: they would be read as pickle."""
+    """Refuse a folder whose own files call others than safetensors its weights: they would be read as pickle."""
     for index in folder.glob("*.safetensors.index.json"):
         parts = _read(index).get("weight_map")
         for name in parts.values() if isinstance(parts, dict) else ():

@@ -22,7 +22,7 @@ class Timing:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """How long one call takes, to the end of all that it started: by events on CUDA, else by the clock."""
+    """Return how long one call takes, to the end of all that it started: by events on CUDA, else by the clock."""
     if not torch.cuda.is_available():
         return timeit.timeit(call, timer=synchronizing_clock, number=1)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -34,7 +34,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
-    """Times functions in turns, so that what else the machine does meanwhile hits all of them.
+    """Time functions in turns, so that what else the machine does meanwhile hits all of them.
 
     Args:
         calls: the functions, by name; each is called once before, to compile.

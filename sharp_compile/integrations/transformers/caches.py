@@ -2,7 +2,7 @@
 
 transformers makes one mask for all layers of a kind, as wide as the first of them says. Where that layer is behind a
 cut it holds fewer positions; the mask is still to be made for all that were seen, of which each layer takes the columns
-of its own (`masks`).
+of its own (``masks``).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def calls_under_way() -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """The models that are being called, the innermost first, each with its arguments by name."""
+    """Yield the models that are being called, the innermost first, each with its arguments by name."""
     if "transformers" not in sys.modules:
         return
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _positional(model: Any, args: Any) -> dict[str, Any]:
-    """Positional arguments of a model's `forward`, which the frames around it have without names."""
+    """Positional arguments of a model's ``forward``, which the frames around it have without names."""
     if not isinstance(args, tuple) or not args:
         return {}
     return dict(zip(inspect.signature(model.forward).parameters, args, strict=False))

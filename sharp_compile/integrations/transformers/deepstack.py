@@ -64,7 +64,7 @@ def _traceable(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _adds_features(method: Callable[..., Tensor]) -> bool:
-    """Whether a method does what is described above: seen on a small example."""
+    """Return whether a method does what is described above: seen on a small example."""
     hidden, features = torch.arange(24.0).view(2, 3, 4), torch.arange(12.0).view(3, 4) + 0.5
     mask = torch.tensor([[True, False, True], [False, False, True]])
     expected = hidden.clone()

@@ -23,7 +23,7 @@ _said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def install() -> None:
-    """Let `generate` say it when its `CompileConfig` names this backend, whether or not it will compile anything.
+    """Let ``generate`` say it when its ``CompileConfig`` names this backend, whether or not it will compile anything.
 
     For the time when transformers is loaded: on a CPU nothing would be compiled, and no backend be looked up.
     """
@@ -53,7 +53,7 @@ def _saying_what_is_not_compiled(original: Callable[..., bool]) -> Callable[...,
 
 
 def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:
-    """Say it if what is compiled, `module` or its method `target`, never sees a prompt in one graph with a decoder.
+    """Say it if what is compiled, ``module`` or its method ``target``, never sees a prompt in one graph with a decoder.
 
     Raises:
         CannotPrune: if so, with ``on_skip="raise"``.

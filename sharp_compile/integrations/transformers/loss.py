@@ -3,7 +3,7 @@
 Behind a cut there are logits for S' positions, and labels for all S. The target of a position is the label behind it in
 the whole sequence, pruned or not: so labels are shifted first, then taken at the kept positions.
 
-Mostly both meet in a graph of ours, which sees to that (`passes.rewrite.tail`). Here they meet in code that Dynamo
+Mostly both meet in a graph of ours, which sees to that (``passes.rewrite.tail``). Here they meet in code that Dynamo
 breaks around, or that is not compiled. Logits that no pruned graph returned go to the losses as ever.
 """
 
@@ -30,7 +30,7 @@ _ABOUT = {
 
 
 def install() -> None:
-    """Lets the losses of language models take logits of a pruned graph with labels for the whole sequence."""
+    """Let the losses of language models take logits of a pruned graph with labels for the whole sequence."""
     from transformers.loss import loss_utils
 
     original = loss_utils.ForCausalLMLoss
@@ -43,7 +43,7 @@ def install() -> None:
 
 
 def install_late() -> None:
-    """Does the same for the label smoothing of `Trainer`, if that is loaded by now."""
+    """Do the same for the label smoothing of ``Trainer``, if that is loaded by now."""
     module = sys.modules.get(_SMOOTHING)
     smoother: Any = getattr(module, "LabelSmoother", None)
     if smoother is not None and not hasattr(smoother.__call__, "__wrapped__"):
@@ -84,7 +84,7 @@ def _smoothing_at_kept_positions(smooth: Callable[..., Tensor]) -> Callable[...,
 
 
 def _shifted(labels: Tensor, ignored: int) -> Tensor:
-    """The label behind each position, ``[B, S]``."""
+    """Return the label behind each position, ``[B, S]``."""
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignored)
 
 

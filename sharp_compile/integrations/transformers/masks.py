@@ -1,7 +1,7 @@
 """Attention masks of transformers, fitted to the positions that a layer of a pruned cache holds.
 
 transformers makes one mask for all layers of a kind, for all positions that were seen, or those of the last window. A
-layer behind a cut has keys of fewer positions, and knows of which (`positions`): the columns of the mask that belong
+layer behind a cut has keys of fewer positions, and knows of which (``positions``): the columns of the mask that belong
 to them are taken in front of its attention. Where transformers makes no mask, since every key that a stock cache holds
 is visible, one is made only if this layer holds keys that such a cache would not hold any more.
 """
@@ -77,7 +77,7 @@ def _fitting(forward: Callable[..., Any], names: list[str], cache_name: str) -> 
 
 
 def _fitted(mask: Any, cache: Any, attention: Any, queries: int) -> Any:
-    """A mask for the keys that an attention sees, given the one for all positions."""
+    """Return a mask for the keys that an attention sees, given the one for all positions."""
     layer, is_updated = _layer_of(cache, attention)
     if layer is None or positions.dropped_in(layer) == 0:
         return mask
@@ -93,7 +93,7 @@ def _fitted(mask: Any, cache: Any, attention: Any, queries: int) -> Any:
 
 
 def _layer_of(cache: Any, attention: Any) -> tuple[Any, bool]:
-    """The layer of a cache from which an attention has its keys, and whether it holds the new ones already.
+    """Return the layer of a cache from which an attention has its keys, and whether it holds the new ones already.
 
     A layer that holds none itself has those of an earlier layer with the same kind of window, which has run before.
     """

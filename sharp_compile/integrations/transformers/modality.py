@@ -21,14 +21,14 @@ _MAX_STEPS = 16
 
 
 def placeholder_ids(config: Any, modality: str) -> list[int]:
-    """The ids that stand for features of a modality (``"all"`` for any) in a prompt, by a model's config."""
+    """Return the ids that stand for features of a modality (``"all"`` for any) in a prompt, by a model's config."""
     names = [name for kind in _IDS if modality in (kind, "all") for name in _IDS[kind]]
     ids = (getattr(config, name, None) for name in names)
     return sorted({each for each in ids if isinstance(each, int)})
 
 
 def kind_of_mask(mask: Node) -> str | None:
-    """Whose features the model that is being called puts where a mask is: ``"visual"`` or ``"audio"``.
+    """Return whose features the model that is being called puts where a mask is: ``"visual"`` or ``"audio"``.
 
     ``"unknown"`` where it is called with sound and the mask does not show it; None for all other models.
     """
@@ -45,7 +45,7 @@ def kind_of_mask(mask: Node) -> str | None:
 
 
 def _marked_ids(mask: Node, ids: Any) -> set[int]:
-    """The ids at which a mask is; none where that isn't known."""
+    """Return the ids at which a mask is; none where that isn't known."""
     for _ in range(_MAX_STEPS):
         if mask.target not in _THROUGH:
             break
@@ -58,7 +58,7 @@ def _marked_ids(mask: Node, ids: Any) -> set[int]:
 
 
 def _ids_at(mask: Node, ids: Any) -> set[int]:
-    """The ids of the prompt where a mask is that came in: Dynamo has the tensor while it compiles."""
+    """Return the ids of the prompt where a mask is that came in: Dynamo has the tensor while it compiles."""
     given = getattr(mask.meta.get("grapharg"), "example", None)
     value = example_tensor(mask)
     if not isinstance(given, Tensor) or not isinstance(ids, Tensor) or value is None or value.dtype != torch.bool:

@@ -1,9 +1,9 @@
-"""Compiles what a `generate` of a model's own calls past its `forward`.
+"""Compiles what a ``generate`` of a model's own calls past its ``forward``.
 
-Most models of transformers generate by `GenerationMixin.generate`, which calls the model. Some have a `generate` of
-their own, which merges the visual features and calls the `generate` of their language model (BLIP-2, Kosmos-2), and so
-have models that wrap another (PEFT). No backend would be asked there. So the parts that can generate are compiled when
-such a `generate` is first called on a model that was compiled with this backend, with that model's options.
+Most models of transformers generate by ``GenerationMixin.generate``, which calls the model. Some have a ``generate`` of
+their own, which merges the visual features and calls the ``generate`` of their language model (BLIP-2, Kosmos-2), and
+so have models that wrap another (PEFT). No backend would be asked there. So the parts that can generate are compiled
+when such a ``generate`` is first called on a model that was compiled with this backend, with that model's options.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _parts: weakref.WeakKeyDictionary[torch.nn.Module, Mapping[str, Any]] = weakref.
 
 
 def install_in(cls: type) -> None:
-    """Has a class's own `generate` compile what it calls; nothing is changed for models that are not compiled.
+    """Have a class's own ``generate`` compile what it calls; nothing is changed for models that are not compiled.
 
     Does nothing to a class that has none, or that is the one all models share.
     """
@@ -61,10 +61,10 @@ def _compiling_parts(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
-    """Does so for a compiled `model` at once, of whatever class; it may wrap another and have that one's `generate`.
+    """Do so for a compiled ``model`` at once, of whatever class; it may wrap another and have that one's ``generate``.
 
-    A wrapper without one holds models whose `generate` is called past it (DDP). Does nothing to a model that generates
-    as all do.
+    A wrapper without one holds models whose ``generate`` is called past it (DDP). Does nothing to a model that
+    generates as all do.
     """
     if "transformers" not in sys.modules:
         return
@@ -78,7 +78,7 @@ def compile_own(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def _compile_parts(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
-    """Compiles the models in a model that can generate, unless they are so already, or by the user."""
+    """Compile the models in a model that can generate, unless they are so already, or by the user."""
     from transformers import GenerationMixin
 
     from ..recompile_limit import isolated

@@ -6,8 +6,8 @@ So the positions of a layer's keys are known in every later call, compiled or no
 
     kept [B, N], seen, seen + 1, seen + 2, ...
 
-Masks (`masks`), crops and reordering are derived from them. Stock code runs for a cache that no pruned model filled:
-each function here asks `is_tracked` first.
+Masks (``masks``), crops and reordering are derived from them. Stock code runs for a cache that no pruned model filled:
+each function here asks ``is_tracked`` first.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _KEPT, _SEEN, _RAGGED = "sharp_kept", "sharp_seen", "sharp_ragged"
 
 
 def is_tracked(cache: Any) -> bool:
-    """Whether the layers of a cache may know which positions they hold."""
+    """Return whether the layers of a cache may know which positions they hold."""
     return getattr(cache, _TRACKED, False)
 
 
 def kept_in(layer: Any) -> Tensor | None:
-    """The kept positions ``[B, N]`` int64 of a layer, negative where a row holds none; None if it holds all."""
+    """Return the kept positions ``[B, N]`` int64 of a layer, negative where a row holds none; None if it holds all."""
     kept: Tensor | None = getattr(layer, _KEPT, None)
     return None if kept is None or kept.shape[0] == 0 else kept
 
 
 def dropped_in(layer: Any) -> int:
-    """How many positions fewer than were seen a layer holds."""
+    """Return how many positions fewer than were seen a layer holds."""
     kept = kept_in(layer)
     return 0 if kept is None else getattr(layer, _SEEN) - kept.shape[1]
 
 
 def is_ragged(layer: Any) -> bool:
-    """Whether rows of a layer hold different numbers of positions."""
+    """Return whether rows of a layer hold different numbers of positions."""
     return getattr(layer, _RAGGED, False)
 
 
 def key_positions(layer: Any, queries: int, is_updated: bool) -> Tensor:
-    """The positions of the keys that attention sees when a layer, which lacks some, is given new ones.
+    """Return the positions of the keys that attention sees when a layer, which lacks some, is given new ones.
 
     Args:
-        layer: A layer of a cache, of which `kept_in` is not None.
+        layer: A layer of a cache, of which ``kept_in`` is not None.
         queries: The number of new positions.
         is_updated: Whether the layer holds the new ones already.
 
@@ -84,7 +84,7 @@ def key_positions(layer: Any, queries: int, is_updated: bool) -> Tensor:
 
 
 def first_position(layer: Any, queries: int, is_updated: bool) -> int:
-    """The position of the first column of the mask that transformers makes for layers of this kind."""
+    """Return the position of the first column of the mask that transformers makes for layers of this kind."""
     if not layer.is_sliding:
         return 0
     window = getattr(layer, "sliding_window", None) or layer.max_cache_len
@@ -92,7 +92,7 @@ def first_position(layer: Any, queries: int, is_updated: bool) -> int:
 
 
 def install() -> None:
-    """Has caches know what a pruned model leaves in them, and keep to it."""
+    """Have caches know what a pruned model leaves in them, and keep to it."""
     from transformers.cache_utils import Cache
 
     for name, change in {
@@ -118,7 +118,7 @@ def _wrapped(change: Callable[..., Any], method: Callable[..., Any]) -> Callable
 
 
 def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
-    """`Cache.update`: an empty layer asks for the positions of its keys, where that is traced for this backend.
+    """``Cache.update``: an empty layer asks for the positions of its keys, where that is traced for this backend.
 
     A sliding layer of a static cache counts what it holds, to know when it is full, and what was seen, for masks, by
     one number: it is given the first while it is updated.
@@ -149,7 +149,7 @@ def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _resetting(reset: Callable[..., Any]) -> Callable[..., Any]:
-    """`Cache.reset`: a layer holds nothing afterwards, and a static one that was cut gets its full length back."""
+    """``Cache.reset``: a layer holds nothing afterwards, and a static one that was cut gets its full length back."""
 
     def resetting(self: Any) -> None:
         reset(self)
@@ -168,7 +168,7 @@ def _resetting(reset: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cropping(crop: Callable[..., Any]) -> Callable[..., Any]:
-    """`Cache.crop`: a layer holds what it held of the positions that are left."""
+    """``Cache.crop``: a layer holds what it held of the positions that are left."""
     from transformers import cache_utils
 
     def cropping(self: Any, tokens_to_remove: int) -> None:
@@ -233,7 +233,7 @@ def _crop(layer: Any, remove: int) -> None:
 
 
 def _choosing_rows(of_kept: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A method of `Cache` that chooses among the rows of all layers: the positions go with their rows."""
+    """Return a method of ``Cache`` that chooses among the rows of all layers: the positions go with their rows."""
 
     def change(method: Callable[..., Any]) -> Callable[..., Any]:
         def choosing(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -251,7 +251,7 @@ def _choosing_rows(of_kept: Callable[..., Tensor]) -> Callable[[Callable[..., An
 
 
 def _seen_now(layer: Any) -> int:
-    """How many positions a layer has seen, whatever it holds of them."""
+    """Return how many positions a layer has seen, whatever it holds of them."""
     for name in ("cumulative_length_int", "cumulative_length"):
         count = getattr(layer, name, None)
         if isinstance(count, int):

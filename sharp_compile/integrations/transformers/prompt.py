@@ -1,7 +1,7 @@
 """Tells where the visual tokens of a prompt are, by its token ids.
 
 For models of transformers that put visual features among the embeddings in code that Dynamo runs eagerly, so that no
-graph shows it (see `visual_annotation`).
+graph shows it (see ``visual_annotation``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENCODED = "mm_encoder_outputs"
 
 
 def tell_visual_tokens(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
-    """Lets each call of a compiled `model` tell; does nothing to one whose config names no such tokens.
+    """Let each call of a compiled ``model`` tell; do nothing to one whose config names no such tokens.
 
     With the option ``modality`` these are the tokens of that modality.
     """
@@ -34,7 +34,7 @@ def tell_visual_tokens(model: torch.nn.Module, options: Mapping[str, Any]) -> No
 def telling(
     call: Callable[..., Any], signature: inspect.Signature, model: torch.nn.Module, options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """`call`, which takes the prompt's ``input_ids`` by its signature, and tells of visual tokens among them."""
+    """``call``, which takes the prompt's ``input_ids`` by its signature, telling of visual tokens among them."""
     known = torch.tensor(placeholder_ids(getattr(model, "config", None), options.get("modality", "visual")))
     if not len(known) or "input_ids" not in signature.parameters:
         return call
@@ -77,7 +77,7 @@ def is_prompt_with_pixels(inputs: Sequence[Any]) -> bool:
 
 
 def has_pixels() -> bool:
-    """Whether a model of transformers is being called with pixels."""
+    """Return whether a model of transformers is being called with pixels."""
     return any(
         name.startswith("pixel_values") and isinstance(value, torch.Tensor)
         for _, given in calls_under_way()

@@ -3,7 +3,7 @@
 Convolutions, gated delta rules and state space scans are functions of transformers that stand for a kernel of
 another package, with a definition in plain PyTorch that runs where the package is not installed. Dynamo would trace
 that definition for one length, chunk by chunk. Kept whole, one node stands for it, which
-`token_dim.sequence_functions` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
+``token_dim.sequence_functions`` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KERNELS = {
 
 
 def install() -> None:
-    """Knows the operator of the experts of a mixture: each token goes through its own, in no order at all."""
+    """Know the operator of the experts of a mixture: each token goes through its own, in no order at all."""
     # Importing it registers the operator, in the versions that have one.
     with contextlib.suppress(ModuleNotFoundError):
         import transformers.integrations.moe  # noqa: F401
@@ -43,7 +43,7 @@ def install() -> None:
 
 
 def _trace_through(function: Callable[..., Any]) -> None:
-    """Undo `torch._dynamo.allow_in_graph`, for which torch has no function of its own."""
+    """Undo ``torch._dynamo.allow_in_graph``, for which torch has no function of its own."""
     trace_rules._allowed_callable_ids.remove(id(function))
 
 

@@ -1,6 +1,6 @@
 """ShaRP (arXiv 2512.05385): text attention, with three corrections.
 
-The paper's formulas could not be read; what is built here is ours, after its description. `docs/method.md`
+The paper's formulas could not be read; what is built here is ours, after its description. ``docs/method.md``
 has the equations, the reasons and what was measured.
 """
 
@@ -28,11 +28,11 @@ def sharp(
     debias: Debias | None,
     dedup: Dedup | None,
 ) -> Tensor:
-    """How much the text behind the video attends to each visual token.
+    """Return how much the text behind the video attends to each visual token.
 
     Args:
         ctx: the state of the scoring layer.
-        calibration: profiles ``[N, V]`` float32 and their lengths ``[N]`` int64, if `debias` has a measured one.
+        calibration: profiles ``[N, V]`` float32 and their lengths ``[N]`` int64, if ``debias`` has a measured one.
         segment: adds the attention inside segments; None for text attention alone.
         debias: takes off what position alone explains.
         dedup: takes most of its score from a near copy of a higher-scored token.
@@ -55,7 +55,7 @@ def sharp(
 
 @register_rule("sharp")
 def rule(config: Config) -> Rule:
-    """The rule with its three parts as the options say."""
+    """Return the rule with its three parts as the options say."""
     profile = None if config.debias is None else config.debias.profile
     constants = profile.table() if isinstance(profile, Calibration) else ()
     parts = functools.partial(sharp, segment=config.segment, debias=config.debias, dedup=config.dedup)

@@ -13,7 +13,7 @@ _TINY = 1e-8
 
 
 def debiased(ctx: Context, query: Tensor, form: str | None) -> Tensor:
-    """The text's attention without what the rotary embedding alone explains.
+    """Return the text's attention without what the rotary embedding alone explains.
 
     A key without content stands for every visual token: the mean ``kbar`` of the visual keys of a row and head
     before their rotary embedding, then rotated to the token's position. With ``s = q . k * scale`` and
@@ -67,7 +67,7 @@ def _apart(scores: Tensor, bias: Tensor, form: str | None) -> Tensor:
 
 
 def _mean_visual_key(ctx: Context) -> Tensor:
-    """Keys like ``ctx.grouped_key_unrotated``, all of them the mean of the visual ones of their row and head."""
+    """Return keys like ``ctx.grouped_key_unrotated``, all of them the mean of the visual ones of their row and head."""
     unrotated = ctx.grouped_key_unrotated
     visual = ctx.is_visual[:, None, :, None]
     count = visual.sum(2, keepdim=True).clamp_min(1)

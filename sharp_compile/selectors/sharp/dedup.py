@@ -13,9 +13,9 @@ _WORTH = 0.1
 
 
 def demote_copies(ctx: Context, scores: Tensor, dedup: Dedup) -> Tensor:
-    """`scores` ``[B, S]`` float32, a tenth of them where a token is a near copy of one that scores higher.
+    """``scores`` ``[B, S]`` float32, a tenth of them where a token is a near copy of one that scores higher.
 
-    The visual tokens are walked in the order of `scores`, ties to the lower position; one whose cosine
+    The visual tokens are walked in the order of ``scores``, ties to the lower position; one whose cosine
     similarity with a token that was passed is above the threshold is a near copy, until as many are passed as the
     row keeps. What the walk does not reach is behind them all.
     """

@@ -18,7 +18,7 @@ _WEIGHT = 0.5
 
 
 def segments(frame: Tensor, vectors: Tensor, segment: Segment) -> Tensor:
-    """The segment of each position.
+    """Return the segment of each position.
 
     With ``segment.frames`` a segment is that many frames in a row. With ``segment.count`` the frames of a row
     are cut into so many segments, where the means of neighbouring frames are least similar (cosine; ties to
@@ -44,12 +44,12 @@ def segments(frame: Tensor, vectors: Tensor, segment: Segment) -> Tensor:
 
 
 def own_segments(ctx: Context, segment: Segment) -> Tensor:
-    """`segments` of the tokens at a layer, compared by what they are about, ``[B, S]`` int64."""
+    """``segments`` of the tokens at a layer, compared by what they are about, ``[B, S]`` int64."""
     return segments(ctx.frame, content(ctx), segment)
 
 
 def within_segments(ctx: Context, scores: Tensor, segment: Segment) -> Tensor:
-    """One more step of attention, from the tokens that the text attends to: ``sum_u s[u] a_seg[u, v] / 2``.
+    """Return one more step of attention, from the tokens that the text attends to: ``sum_u s[u] a_seg[u, v] / 2``.
 
     ``u`` are the 16 highest-scored visual tokens of a row and ``s`` their scores, at least 0.
     ``a_seg`` is the attention of the layer, mean over heads, in which a visual token sees the text before it

@@ -35,13 +35,13 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
 
 
 def _real_behind(is_padding: Tensor) -> Tensor:
-    """How many real tokens are behind each position, ``[B, S]`` int64."""
+    """Return how many real tokens are behind each position, ``[B, S]`` int64."""
     real = (~is_padding).cumsum(1)
     return real[:, -1:] - real
 
 
 def text_query(ctx: Context) -> Tensor:
-    """The mean of the text's queries ``[B, H, 1, D]``.
+    """Return the mean of the text's queries ``[B, H, 1, D]``.
 
     ``0.6 ** (layer + 1)`` of it is the mean of all rows but the last position, which gathers what they say layer by
     layer: 3/5 at layer 0, 1/3 at layer 1, hardly anything at layer 8.

@@ -103,7 +103,7 @@ class Answerer:
 
 
 def _options(asked: Asked) -> dict[str, Any]:
-    """The backend's. A record says why a model ran unpruned; a warning would say it beside the progress bar."""
+    """Return the backend's. A record says why a model ran unpruned; a warning would say it beside the progress bar."""
     return {
         "retention": asked.retention,
         "layer": asked.layer,
@@ -149,7 +149,7 @@ def _trained(asked: Asked) -> _Model:
 
 
 def _words(question: str) -> tuple[str, str, str, str]:
-    """The words of a question to the small trained model.
+    """Return the words of a question to the small trained model.
 
     Raises:
         BatchError: It doesn't know such a question.

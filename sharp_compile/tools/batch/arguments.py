@@ -13,7 +13,7 @@ from sharp_compile.tools.evaluation.scenes import FRAMES
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with these arguments, to which others may be added."""
+    """Return a parser with these arguments, to which others may be added."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
     add("folder", type=Path, nargs="?", help=f"with the videos; {CLIPS} rendered ones if there is none")
@@ -31,7 +31,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def request(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Request:
-    """What was asked for; ends the program where the arguments contradict each other."""
+    """Return what was asked for; ends the program where the arguments contradict each other."""
     trained = given.model is None
     if trained and given.frames is not None:
         parser.error(f"--frames {given.frames}: only with --model; {TRAINED} reads {FRAMES}")
@@ -53,7 +53,7 @@ def request(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Reque
 
 
 def positive(text: str) -> int:
-    """A number from 1 on, for `type` of an argument."""
+    """Return a number from 1 on, for ``type`` of an argument."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}: has to be 1 or more")

@@ -15,7 +15,7 @@ _RATE = 8  # frames a second; the model doesn't see it
 
 
 def render(folder: Path, count: int, seed: int = 0) -> dict[str, Scene]:
-    """Write `count` videos of the sparse world into a folder, the same ones for the same arguments.
+    """Write ``count`` videos of the sparse world into a folder, the same ones for the same arguments.
 
     They are encoded without loss, so that a model reads what was drawn.
 
@@ -36,6 +36,6 @@ def render(folder: Path, count: int, seed: int = 0) -> dict[str, Scene]:
 
 
 def right_answers(scenes: Mapping[str, Scene], question: str) -> dict[str, str]:
-    """The answer for each scene in which the question has one."""
+    """Return the answer for each scene in which the question has one."""
     words = tuple(question.split())
     return {name: known.answer for name, scene in scenes.items() for known in questions(scene) if known.words == words}

@@ -24,13 +24,13 @@ class Asked:
     """What every video is asked, and of which model: the same for all records of a file.
 
     Attributes:
-        model: the folder of a checkpoint, or `answer.TRAINED`.
+        model: the folder of a checkpoint, or ``answer.TRAINED``.
         question: in words.
         frames: how many are taken from a video.
         retention: like the next three, an option of the backend.
-        layer: see `retention`.
-        selector: see `retention`.
-        inner: see `retention`.
+        layer: see ``retention``.
+        selector: see ``retention``.
+        inner: see ``retention``.
         max_new_tokens: the most tokens that an answer has.
     """
 

@@ -27,9 +27,9 @@ Answers = Callable[[Asked, Path, Sequence[str]], Iterable[Record]]
 
 @dataclass(frozen=True)
 class Request:
-    """What to do: ask about the videos in `folder`, and write to `output`.
+    """What to do: ask about the videos in ``folder``, and write to ``output``.
 
-    Without a folder there are rendered videos for the time of the run. `expected` is a JSON file with the right
+    Without a folder there are rendered videos for the time of the run. ``expected`` is a JSON file with the right
     answers of some videos, by their path relative to the folder.
     """
 
@@ -71,7 +71,7 @@ def run(request: Request, answers: Answers) -> int:
 
 @contextmanager
 def _folder(request: Request) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """The folder with the videos, and right answers for those of which they are known."""
+    """Yield the folder with the videos, and right answers for those of which they are known."""
     if request.folder is not None:
         yield request.folder, {} if request.expected is None else _expected(request.expected)
     else:
@@ -135,7 +135,7 @@ def _summary(records: Sequence[Record], earlier: int, expected: Mapping[str, str
 
 
 def _printable(name: str) -> str:
-    """A name in one line, whatever is in it."""
+    """Return a name in one line, whatever is in it."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 

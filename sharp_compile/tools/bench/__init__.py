@@ -1,8 +1,8 @@
-"""`sharp-compile bench`: how long a prefill takes with and without pruning, next to what its operations allow.
+"""``sharp-compile bench``: how long a prefill takes with and without pruning, next to what its operations allow.
 
-`decoders` builds language models of real shapes with random weights, `handpatched` prunes one the way forks do,
-`measure` times and counts, `account` counts without running, `rows` is what is told of each, `plot` draws, and `run`
-puts them together.
+``decoders`` builds language models of real shapes with random weights, ``handpatched`` prunes one the way forks do,
+``measure`` times and counts, ``account`` counts without running, ``rows`` is what is told of each, ``plot`` draws, and
+``run`` puts them together.
 """
 
 

@@ -53,7 +53,7 @@ class Account:
 
 
 def account(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Account:
-    """Counts a prefill of `visual` visual tokens.
+    """Count a prefill of ``visual`` visual tokens.
 
     All layers behind the last cut are alike, so a few are traced, and one more; what that adds is added for each of the
     others.
@@ -133,7 +133,7 @@ class _Counting(Interpreter):
         self.begun, self.attentions = 0, attentions
 
     def count(self, *arguments: Any) -> Any:
-        """Runs the whole graph."""
+        """Run the whole graph."""
         with flop_counter() as counter, _Moved() as moved, self.held:
             result = self.run(*arguments)
         self.flops += counter.get_total_flops()
@@ -141,7 +141,7 @@ class _Counting(Interpreter):
         return result
 
     def run_node(self, node: torch.fx.Node) -> Any:
-        """Runs one node, and notes what is held behind it."""
+        """Run one node, and notes what is held behind it."""
         result = super().run_node(node)
         if self.begun < self.attentions - 1:
             self.head_bytes = max(self.head_bytes, self.held.peak)

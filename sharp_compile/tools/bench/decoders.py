@@ -30,7 +30,7 @@ class Shape:
     vocab_size: int = 152_064
 
     def scaled(self, width: int) -> Shape:
-        """The same proportions with another hidden size, as far as whole heads allow.
+        """Return the same proportions with another hidden size, as far as whole heads allow.
 
         Raises:
             BenchError: where no whole number of heads fits.
@@ -74,7 +74,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: a decoder with as many `layers`, on prompts of a kind.
+    """What is measured: a decoder with as many ``layers``, on prompts of a kind.
 
     ``tower`` is the vision tower in front of it; without one a prompt holds the features of the video. ``mask`` says
     whether a prompt comes with an attention mask, as processors make one.
@@ -103,7 +103,7 @@ class Prompt(nn.Module):
         video: Tensor | None = None,
         past_key_values: Any = None,
     ) -> tuple[Tensor, Any]:
-        """One call.
+        """Make one call.
 
         Args:
             embeddings: ``[1, S, C]`` of the tokens.
@@ -129,7 +129,7 @@ class Prompt(nn.Module):
 
 
 def build(setup: Setup, device: str) -> Prompt:
-    """A model with random weights."""
+    """Return a model with random weights."""
     sizes: dict[str, Any] = asdict(setup.shape) | {"max_position_embeddings": 2_000_000}
     config = CONFIG_MAPPING[sizes.pop("kind")](**sizes | {"num_hidden_layers": setup.layers})
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def build(setup: Setup, device: str) -> Prompt:
 
 
 def inputs(setup: Setup, visual: int, device: str) -> dict[str, Tensor | None]:
-    """A prompt of `visual` visual tokens between text, as the arguments of `Prompt`.
+    """Return a prompt of ``visual`` visual tokens between text, as the arguments of ``Prompt``.
 
     Raises:
         BenchError: where the tower gives no such number of tokens.

@@ -1,6 +1,6 @@
 """FastV (arXiv 2403.06764) the way that forks write it: patched into the layers of one model, in eager mode.
 
-What `sharp-compile bench` compares with. It serves one prompt in one row, and knows the arguments that the decoder
+What ``sharp-compile bench`` compares with. It serves one prompt in one row, and knows the arguments that the decoder
 layers of Qwen2 and its relatives have.
 """
 
@@ -17,7 +17,7 @@ from .decoders import Prompt
 
 
 def patch(model: Prompt, layer: int, kept: int) -> None:
-    """Patches a model, which from then on keeps `kept` of the visual tokens behind `layer`.
+    """Patches a model, which from then on keeps ``kept`` of the visual tokens behind ``layer``.
 
     The tokens that the last position attends to most are kept, and all text. Later layers get shorter hidden states,
     rotary tables and masks; a decoding step runs as it is, on the shorter caches.
@@ -56,7 +56,7 @@ def patch(model: Prompt, layer: int, kept: int) -> None:
 
 
 def _choose(query: Tensor, key: Tensor, is_visual: Tensor, kept: int) -> Tensor:
-    """The positions that remain ``[N]``, ascending: all text, and the visual tokens with the most attention."""
+    """Return the positions that remain ``[N]``, ascending: all text, and the visual tokens with the most attention."""
     groups = query.shape[1] // key.shape[1]
     last = query[:, :, -1:].unflatten(1, (key.shape[1], groups))
     logits = (last @ key.unsqueeze(2).transpose(-1, -2)).squeeze(-2) * query.shape[-1] ** -0.5

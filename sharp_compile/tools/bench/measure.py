@@ -30,12 +30,12 @@ class Machine:
     bandwidth: float
 
     def roofline(self, flops: int, bytes_moved: int) -> float:
-        """The seconds below which no program gets (Williams et al., 2009)."""
+        """Return the seconds below which no program gets (Williams et al., 2009)."""
         return max(flops / self.flops, bytes_moved / self.bandwidth)
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes that a call has allocated at a time, beside what there was before it."""
+    """Return the most bytes that a call has allocated at a time, beside what there was before it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -55,7 +55,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
 
 def seconds_by_kind(call: Callable[[], Any]) -> dict[str, float]:
-    """Profiles a call: the seconds of each of `KINDS`. What an operator calls counts as that operator."""
+    """Profile a call: return the seconds of each of ``KINDS``. What an operator calls counts as that operator."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as profiler:
         whole = seconds_of(call)
@@ -82,7 +82,7 @@ def _above(event: FunctionEvent) -> Iterator[FunctionEvent]:
 
 
 def best_of(dtype: torch.dtype, device: str) -> Machine:
-    """What a large matrix product and a large copy reach on this machine."""
+    """Return what a large matrix product and a large copy reach on this machine."""
     size = 8192 if device == "cuda" else 2048
     matrix = torch.randn(size, size, dtype=torch.float32).to(dtype=dtype, device=device)
     large = torch.empty(2**28 if device == "cuda" else 2**26, dtype=torch.uint8, device=device)

@@ -9,7 +9,7 @@ from .rows import Row
 
 
 def plot_time(path: Path, rows: Sequence[Row]) -> None:
-    """Draws seconds of a prefill against tokens, a curve for each way, into a PNG file."""
+    """Draw seconds of a prefill against tokens, a curve for each way, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -29,7 +29,7 @@ def plot_time(path: Path, rows: Sequence[Row]) -> None:
 
 
 def plot_speedup(path: Path, rows: Sequence[Row]) -> None:
-    """Draws the speed-up over Inductor against retention, and what the FLOPs allow, into a PNG file."""
+    """Draw the speed-up over Inductor against retention, and what the FLOPs allow, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

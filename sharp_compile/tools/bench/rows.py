@@ -31,7 +31,7 @@ class Row:
         bytes_moved: what these products have to read and write at the least.
         roofline_s: how long this machine needs for them at its own best rates, measured in the same run.
         peak_bytes: the most that was allocated at a time in a prefill, beside the weights.
-        seconds_by_kind: where the time of one prefill went, under a profiler, by `bench.measure.KINDS`.
+        seconds_by_kind: where the time of one prefill went, under a profiler, by ``bench.measure.KINDS``.
         compile_s: how much longer the first call took.
         passes_s: what of that our passes took; None where none ran.
         decode_s_per_token: seconds of a decoding step behind the prefill.

@@ -73,7 +73,7 @@ class _Way:
 
 
 def run(request: Request) -> list[Row]:
-    """Measures and prints; returns the rows."""
+    """Measure and prints; returns the rows."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(request.setup, device)
     machine = best_of(request.setup.dtype, device)
@@ -111,7 +111,7 @@ def _steps(request: Request) -> int:
 def _measured(
     request: Request, model: Prompt, machine: Machine, visual: int, device: str, tick: Callable[[str], None]
 ) -> list[Row]:
-    """All ways at one length."""
+    """Return all ways at one length."""
     given = inputs(request.setup, visual, device)
     ways = list(_ways(request, model, visual))
     full = account(request.setup, visual, None)
@@ -158,7 +158,7 @@ def _measured(
 
 
 def _ways(request: Request, model: Prompt, visual: int) -> Iterator[_Way]:
-    """Twins of the model, one for each way, sharing its weights."""
+    """Yield twins of the model, one for each way, sharing its weights."""
     if request.eager:
         yield _Way("eager", None, model)
     plain = weight_sharing_copy(model)
@@ -193,7 +193,7 @@ def _call(way: _Way, given: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def _decode(way: _Way, given: Mapping[str, Any], steps: int) -> float:
-    """Seconds of a decoding step: the median of `steps`, the first three of a cache left out (they compile)."""
+    """Return seconds of a decoding step: the median of `steps`, the first three of a cache left out (they compile)."""
     with torch.no_grad():
         _, cache = way.model(**given)
         step = given["embeddings"][:, -1:]
@@ -206,7 +206,7 @@ def _decode(way: _Way, given: Mapping[str, Any], steps: int) -> float:
 
 
 def count(request: Request) -> list[MetaRow]:
-    """Counts without running, and prints; returns the rows."""
+    """Count without running, and prints; returns the rows."""
     rows = []
     for visual in request.tokens:
         full = account(request.setup, visual, None)
@@ -280,7 +280,7 @@ def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
-    """The speeds, what else there is to know of each way, and profiles."""
+    """Yield the speeds, what else there is to know of each way, and profiles."""
     setup = request.setup
     title = f"{request.model}: {request.depth} layers of width {setup.shape.hidden_size}, {request.dtype}"
     if setup.tower is not None:

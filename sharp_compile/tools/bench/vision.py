@@ -62,7 +62,7 @@ class Tower(nn.Module):
         ).to(dtype)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Encodes frames.
+        """Encode frames.
 
         Args:
             frames: ``[T, 3, 384, 384]`` float.

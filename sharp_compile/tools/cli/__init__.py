@@ -1,6 +1,6 @@
-"""The `sharp-compile` command, a module for each subcommand.
+"""The ``sharp-compile`` command, a module for each subcommand.
 
-What a subcommand needs is imported when it runs, so that `--help` is fast.
+What a subcommand needs is imported when it runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _show_version(wanted: bool) -> None:
-    """Print the version and end, if `--version` was given."""
+    """Print the version and end, if ``--version`` was given."""
     if wanted:
         typer.echo(metadata.version("sharp-compile"))
         raise typer.Exit

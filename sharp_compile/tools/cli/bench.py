@@ -1,4 +1,4 @@
-"""`sharp-compile bench`."""
+"""``sharp-compile bench``."""
 
 from __future__ import annotations
 

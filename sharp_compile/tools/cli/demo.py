@@ -1,4 +1,4 @@
-"""`sharp-compile demo`."""
+"""``sharp-compile demo``."""
 
 from __future__ import annotations
 

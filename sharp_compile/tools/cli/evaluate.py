@@ -1,4 +1,4 @@
-"""`sharp-compile eval`."""
+"""``sharp-compile eval``."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def evaluate(
 ) -> None:
     """Let a pruned model answer questions about videos: accuracy for every rule, retention and layer.
 
-    Without `--model` it works offline, with a small video language model that comes with the package and rendered
-    videos that its training has not seen. With `--model` and `--task` a checkpoint answers benchmarks through
-    lmms-eval; `--limit`, `--include`, `--frames` and `--trust-remote-code` belong to these.
+    Without ``--model`` it works offline, with a small video language model that comes with the package and rendered
+    videos that its training has not seen. With ``--model`` and ``--task`` a checkpoint answers benchmarks through
+    lmms-eval; ``--limit``, ``--include``, ``--frames`` and ``--trust-remote-code`` belong to these.
     """
     unused, why = (
         (_OF_CHECKPOINTS, "only for a checkpoint, which --model names")

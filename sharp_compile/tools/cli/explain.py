@@ -1,4 +1,4 @@
-"""`sharp-compile explain`."""
+"""``sharp-compile explain``."""
 
 from __future__ import annotations
 

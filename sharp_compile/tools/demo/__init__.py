@@ -1,7 +1,7 @@
-"""`sharp-compile demo`: a real video through two models, pruned and unpruned, as a table and a picture.
+"""``sharp-compile demo``: a real video through two models, pruned and unpruned, as a table and a picture.
 
-`video` decodes, `models` builds the models and their inputs, `measure` counts, `picture` draws, and `run` puts them
-together.
+``video`` decodes, ``models`` builds the models and their inputs, ``measure`` counts, ``picture`` draws, and ``run``
+puts them together.
 """
 
 

@@ -37,7 +37,7 @@ class Answers:
         return self.exam.questions[0].answer
 
     def section(self) -> Section:
-        """The frames with the kept cells, under the question."""
+        """Return the frames with the kept cells, under the question."""
         assert self.short.kept is not None
         frames = self.exam.frames[0].repeat(_ENLARGED, 1).repeat(_ENLARGED, 2)
         kept = self.short.kept[0].reshape(-1, GRID, GRID)
@@ -51,7 +51,7 @@ class Answers:
 
 
 def ask(retention: float, layer: int, selector: str, step: Callable[[str], None]) -> list[Answers]:
-    """Asks the full and the pruned model.
+    """Ask the full and the pruned model.
 
     Raises:
         NotPruned: if the model ran unpruned.

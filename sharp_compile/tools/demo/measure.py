@@ -1,6 +1,6 @@
 """What a prefill is, how much it computes, and what it leaves in the cache.
 
-A prefill here is `model.generate(..., max_new_tokens=1)`: what a user waits for until the first token of the
+A prefill here is ``model.generate(..., max_new_tokens=1)``: what a user waits for until the first token of the
 answer is there. Vision tower, decoder and language-model head are all part of it.
 """
 
@@ -53,7 +53,7 @@ def pruned_flops(case: Case, options: Mapping[str, Any], eager: Flops) -> Flops:
 
     Args:
         case: The model and its inputs.
-        options: The backend's options, but for `inner`.
+        options: The backend's options, but for ``inner``.
         eager: What the model takes when it isn't compiled.
     """
     counts = [0]

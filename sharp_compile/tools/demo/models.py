@@ -73,7 +73,7 @@ Loaded = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be had: `load` builds or reads it, and its processor, which takes a while."""
+    """A model that can be had: ``load`` builds or reads it, and its processor, which takes a while."""
 
     name: str
     load: Callable[[], Loaded]
@@ -83,7 +83,7 @@ class Source:
 class Case:
     """A model with its inputs: one prompt of S tokens, V of which are visual.
 
-    `visual` has the V positions of the visual tokens, ascending; `grid` says what they stand for, where that
+    ``visual`` has the V positions of the visual tokens, ascending; ``grid`` says what they stand for, where that
     is known.
     """
 

@@ -22,7 +22,7 @@ DIMMED = 0.30
 class Section:
     """One model's part of the picture.
 
-    `frames` is `[T, H, W, 3]`, uint8; `kept`, `[T, rows, columns]`, says which cells of each are kept.
+    ``frames`` is ``[T, H, W, 3]``, uint8; ``kept``, ``[T, rows, columns]``, says which cells of each are kept.
     """
 
     title: str
@@ -54,11 +54,11 @@ def page(sections: Sequence[Section]) -> Image.Image:
 
 
 def panel(frame: np.ndarray, kept: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Draw one frame, `[H, W, 3]`, at a width and height in pixels, its kept cells bright and outlined.
+    """Draw one frame, ``[H, W, 3]``, at a width and height in pixels, its kept cells bright and outlined.
 
     Args:
         frame: uint8.
-        kept: `[rows, columns]`, bool. The cells divide the whole frame evenly.
+        kept: ``[rows, columns]``, bool. The cells divide the whole frame evenly.
         size: Width and height of the result.
     """
     width, height = size

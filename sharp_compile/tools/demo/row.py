@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run one model. Times in seconds; `None` stands for what the demo doesn't measure.
+    """One way to run one model. Times in seconds; ``None`` stands for what the demo doesn't measure.
 
-    `flops` and `median_s` are those of the whole prefill, the vision tower included, `decoder_flops` is the
-    part without it. `flop_limit` is the speed-up over Inductor that the FLOPs alone would allow and
-    `fraction_of_limit` how much of it is there. `cache_lengths` has one length for each layer.
+    ``flops`` and ``median_s`` are those of the whole prefill, the vision tower included, ``decoder_flops`` is the
+    part without it. ``flop_limit`` is the speed-up over Inductor that the FLOPs alone would allow and
+    ``fraction_of_limit`` how much of it is there. ``cache_lengths`` has one length for each layer.
     """
 
     name: str

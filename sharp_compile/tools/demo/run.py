@@ -173,7 +173,7 @@ def _one(
 
 
 def _cut(name: str, reports: Sequence[GraphReport]) -> tuple[int | None, torch.Tensor]:
-    """Return the layer of the cut and the positions kept there, `[1, S']`, as the last run reported them."""
+    """Return the layer of the cut and the positions kept there, ``[1, S']``, as the last run reported them."""
     for report in reversed(reports):
         if report.pruned and report.kept is not None:
             return report.layer, report.kept.cpu()

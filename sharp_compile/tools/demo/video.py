@@ -16,8 +16,8 @@ from sharp_compile.tools.demo import DemoError
 class Clip:
     """The frames taken from a video.
 
-    `frames` is `[T, H, W, 3]`, uint8, RGB, upright. `indices` are their T numbers among the `total` frames
-    of the video, which plays at `fps` frames a second.
+    ``frames`` is ``[T, H, W, 3]``, uint8, RGB, upright. ``indices`` are their T numbers among the ``total`` frames
+    of the video, which plays at ``fps`` frames a second.
     """
 
     frames: np.ndarray
@@ -27,7 +27,7 @@ class Clip:
 
 
 def sample(total: int, count: int) -> tuple[int, ...]:
-    """Return the numbers of `count` of `total` frames: the middle ones of `count` equally long parts.
+    """Return the numbers of ``count`` of ``total`` frames: the middle ones of ``count`` equally long parts.
 
     A video with fewer frames than asked for gives all of them.
     """
@@ -36,10 +36,10 @@ def sample(total: int, count: int) -> tuple[int, ...]:
 
 
 def read(path: Path, count: int) -> Clip:
-    """Decode `count` frames of the first video stream of a file.
+    """Decode ``count`` frames of the first video stream of a file.
 
     The file is gone through twice, so that its own statement of how many frames there are, which may be
-    missing or wrong, needn't be trusted, and no more than `count` frames are ever held.
+    missing or wrong, needn't be trusted, and no more than ``count`` frames are ever held.
 
     Args:
         path: A video file in any format that FFmpeg can decode.

@@ -15,7 +15,7 @@ from .variants import Way
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: every way to prune on every task; see `lmms.evaluate` for the fields."""
+    """What to evaluate: every way to prune on every task; see ``lmms.evaluate`` for the fields."""
 
     model: str
     tasks: Sequence[str]
@@ -28,10 +28,10 @@ class Request:
 
 
 def run(request: Request) -> Iterator[list[Row]]:
-    """Evaluates the full model, then one way to prune after the other, and yields the rows of each.
+    """Evaluate the full model, then one way to prune after the other, and yields the rows of each.
 
     Raises:
-        LmmsError: see `lmms.evaluate`.
+        LmmsError: see ``lmms.evaluate``.
         NotPruned: if a question is answered unpruned that should not be.
         ValueError: for options that the backend refuses.
     """
@@ -52,7 +52,7 @@ def run(request: Request) -> Iterator[list[Row]]:
 
 
 def summary(rows: Sequence[Row]) -> Table:
-    """A line for each metric of each task and way to prune."""
+    """Return a line for each metric of each task and way to prune."""
     table = table_of("Accuracy in percent, with its standard error", "selector", "layer", "task", "metric")
     for heading in ("kept", "accuracy", "questions", "share of full"):
         table.add_column(heading, justify="right", no_wrap=True)

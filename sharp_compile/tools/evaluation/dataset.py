@@ -16,7 +16,7 @@ class Exam:
     """Questions on the videos of one world.
 
     Attributes:
-        world: one of `scenes.WORLDS`.
+        world: one of ``scenes.WORLDS``.
         frames: ``[n, 16, 32, 32, 3]`` uint8.
         scenes: n, what the videos show.
         questions: n, one for each video, the kinds of the world in turn.
@@ -29,10 +29,10 @@ class Exam:
 
 
 def hold_out(world: str, count: int, seed: int, step: Callable[[], None] = lambda: None) -> Exam:
-    """The exam of a world: the same for the same arguments, and the first of a longer one.
+    """Return the exam of a world: the same for the same arguments, and the first of a longer one.
 
     Args:
-        world: one of `scenes.WORLDS`.
+        world: one of ``scenes.WORLDS``.
         count: how many questions.
         seed: any; a training draws from another sequence, whatever its seed.
         step: called for each video.

@@ -33,7 +33,7 @@ class Row:
         layer: the layer after which they are; None for the full model.
         task: lmms-eval's name of the task or group.
         metric: lmms-eval's name of the metric.
-        accuracy: the metric in percent, see `in_percent`.
+        accuracy: the metric in percent, see ``in_percent``.
         stderr: standard error of the accuracy.
         n: number of questions.
         reported: the metric as lmms-eval gives it; the mean of those of a group.
@@ -61,7 +61,7 @@ def evaluate(
     frames: int = 32,
     trust_remote_code: bool = False,
 ) -> list[Row]:
-    """Lets a checkpoint answer tasks of lmms-eval, on the accelerator if there is one.
+    """Let a checkpoint answer tasks of lmms-eval, on the accelerator if there is one.
 
     What was compiled before is forgotten.
 
@@ -162,7 +162,7 @@ def _load(model: str, trust_remote_code: bool) -> tuple[Any, Any]:
 
 
 def _rows(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of a full model."""
+    """Return the rows of a full model."""
     rows: list[Row] = []
     for task, metrics in results["results"].items():
         samples = results.get("samples", {}).get(task, [])
@@ -185,7 +185,7 @@ def _rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def _groups(members: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[Row]:
-    """The means of groups for which lmms-eval makes none, MVBench among them."""
+    """Return the means of groups for which lmms-eval makes none, MVBench among them."""
     means = []
     for group, tasks in members.items():
         own = [row for row in rows if row.task in tasks]
@@ -206,13 +206,13 @@ def _groups(members: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> list[R
 
 
 def _scores(values: Sequence[Any], key: str) -> list[float]:
-    """The scores of the single questions, as far as a task tells them."""
+    """Return the scores of the single questions, as far as a task tells them."""
     told = [value.get(key) if isinstance(value, Mapping) else value for value in values]
     return [float(score) for score in told if isinstance(score, Real)]
 
 
 def in_percent(value: float, scores: Sequence[float]) -> float:
-    """A metric in percent.
+    """Return a metric in percent.
 
     Some tasks report a share and some report percent, and none says which: it is what comes nearer to the mean of the
     questions' scores, or, where a task tells no scores between 0 and 1, percent if it is above 1.

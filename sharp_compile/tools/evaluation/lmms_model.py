@@ -1,6 +1,6 @@
-"""What lmms-eval asks: a model of transformers that gets chat messages and answers with `generate`.
+"""What lmms-eval asks: a model of transformers that gets chat messages and answers with ``generate``.
 
-lmms-eval has a class for each family of models. Those for video models want `decord`, give videos undecoded to
+lmms-eval has a class for each family of models. Those for video models want ``decord``, give videos undecoded to
 transformers, or expect a GPU; here one class serves all models, by the processor's own chat template.
 """
 
@@ -43,7 +43,7 @@ class ChatModel(lmms):
         self._read = lru_cache(maxsize=1)(lambda path: video.read(Path(path), frames))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers to requests of lmms-eval, in their order."""
+        """Return the answers to requests of lmms-eval, in their order."""
         return [self._answer(*request.args) for request in tqdm(requests, desc="questions", unit="")]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
@@ -78,7 +78,7 @@ class ChatModel(lmms):
         return self.processor.decode(answer, skip_special_tokens=True).strip()
 
     def _inputs(self, asked: ChatMessages, question: str) -> tuple[Mapping[str, torch.Tensor], bool]:
-        """What `generate` takes, and whether there is anything to see."""
+        """Return what ``generate`` takes, and whether there is anything to see."""
         metadata: list[dict[str, Any]] = []
 
         def part(content: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class ChatModel(lmms):
 
 
 def generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's settings as `generate` takes them; greedy unless the task sets a temperature.
+    """Return a task's settings as ``generate`` takes them; greedy unless the task sets a temperature.
 
     ``until`` is left out, as lmms-eval's own models of chat messages do.
     """

@@ -19,7 +19,7 @@ VISUAL_TOKENS = FRAMES * GRID * GRID + 1
 
 
 def pixel_values(frames: np.ndarray) -> torch.Tensor:
-    """Frames ``[..., height, width, 3]`` of uint8 as float32 ``[..., 3, height, width]`` between -1 and 1."""
+    """Return frames ``[..., height, width, 3]`` of uint8 as float32 ``[..., 3, height, width]`` between -1 and 1."""
     return torch.from_numpy(frames).movedim(-1, -3) / 127.5 - 1
 
 

@@ -30,7 +30,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one answer; `asked` is the object that it is about, if it is about one."""
+    """A question with its one answer; ``asked`` is the object that it is about, if it is about one."""
 
     kind: str
     words: tuple[str, str, str, str]
@@ -39,13 +39,13 @@ class Question:
 
 
 def place(thing: Object) -> str:
-    """The quarter of the picture in which an object is."""
+    """Return the quarter of the picture in which an object is."""
     row, column = divmod(thing.cell, GRID)
     return PLACES[row // (GRID // 2) * 2 + column // (GRID // 2)]
 
 
 def time(thing: Object) -> str:
-    """The quarter of the video in which an object appears."""
+    """Return the quarter of the video in which an object appears."""
     return TIMES[thing.start // (FRAMES // 4)]
 
 
@@ -53,7 +53,7 @@ _color, _shape = attrgetter("color"), attrgetter("shape")
 
 
 def questions(scene: Scene) -> list[Question]:
-    """All questions of the world's `KINDS` that have one answer in this scene."""
+    """Return all questions of the world's ``KINDS`` that have one answer in this scene."""
     return [question for question in _all(scene) if question.kind in KINDS[scene.world]]
 
 
@@ -84,7 +84,7 @@ def _all(scene: Scene) -> Iterator[Question]:
 
 
 def _alone(scene: Scene, *traits: Callable[[Object], str]) -> list[Object]:
-    """The objects that share these traits with no other."""
+    """Return the objects that share these traits with no other."""
     of_each = [tuple(trait(thing) for trait in traits) for thing in scene.objects]
     counts = Counter(of_each)
     return [thing for thing, shown in zip(scene.objects, of_each, strict=True) if counts[shown] == 1]

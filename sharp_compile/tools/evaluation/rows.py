@@ -18,12 +18,12 @@ class Row:
 
     Attributes:
         model: which of the trained models.
-        world: one of `scenes.WORLDS`.
+        world: one of ``scenes.WORLDS``.
         selector: the selector; ``"none"`` for the full model.
         retention: share of the visual tokens kept.
         layer: the layer after which they are; None for the full model.
         accuracy: of the answers.
-        stderr: standard error of the accuracy, see `standard_error`.
+        stderr: standard error of the accuracy, see ``standard_error``.
         n: number of questions.
         share_of_full: accuracy over that of the full model.
         behind_sharp: how much the accuracy is below that of ``sharp`` at the same retention and layer, on the

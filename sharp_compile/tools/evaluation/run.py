@@ -31,7 +31,7 @@ Grades = dict[Way | None, list[Grade]]
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate: every way to prune in every world, with `questions` each."""
+    """What to evaluate: every way to prune in every world, with ``questions`` each."""
 
     seed: int  # of the training
     worlds: Sequence[str]
@@ -42,14 +42,14 @@ class Request:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A trained model in float32, ready to answer, and its tokenizer."""
+    """Return a trained model in float32, ready to answer, and its tokenizer."""
     make_importable()
     model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def run(request: Request) -> list[Row]:
-    """Evaluates and prints the tables.
+    """Evaluate and prints the tables.
 
     Returns:
         A row for each way to prune in each world, the full model first.
@@ -133,7 +133,7 @@ def _summary(request: Request, layer: int, rows: Sequence[Row]) -> Table:
 
 
 def _leads(request: Request, rows: Sequence[Row]) -> Table:
-    """How many points ``sharp`` is ahead, from the paired answers."""
+    """Return how many points ``sharp`` is ahead, from the paired answers."""
     table = table_of("Points by which sharp is ahead, on the same videos", "of", "kept", "cut after layer")
     for world in request.worlds:
         table.add_column(world, justify="right", no_wrap=True)
@@ -150,7 +150,7 @@ def _leads(request: Request, rows: Sequence[Row]) -> Table:
 
 
 def _by_kind(layer: int, retention: float, rows: Sequence[Row]) -> Table:
-    """A line for each kind of question, a column for each selector."""
+    """Return a line for each kind of question, a column for each selector."""
     table = table_of(f"By kind of question, {retention:.0%} kept after layer {layer}", "world", "kind")
     for selector in dict.fromkeys(row.selector for row in rows):
         table.add_column("full" if selector == "none" else selector, justify="right", no_wrap=True)
@@ -162,7 +162,7 @@ def _by_kind(layer: int, retention: float, rows: Sequence[Row]) -> Table:
 
 
 def table_of(title: str, *headings: str) -> Table:
-    """An empty table in the style of all of them, with its first columns."""
+    """Return an empty table in the style of all of them, with its first columns."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, no_wrap=True)

@@ -55,18 +55,18 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a video, whose pixels `render` draws."""
+    """What is in a video, whose pixels ``render`` draws."""
 
     world: str
     objects: tuple[Object, ...]
 
 
 def draw(rng: np.random.Generator, world: str, count: tuple[int, int] | None = None) -> Scene:
-    """A random scene.
+    """Return a random scene.
 
     Args:
         rng: where all chance comes from.
-        world: one of `WORLDS`.
+        world: one of ``WORLDS``.
         count: least and most objects; the world's own by default. In a crowded world those that find no free cell
             are left out.
 
@@ -103,7 +103,7 @@ def _within_a_quarter(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def render(rng: np.random.Generator, scene: Scene) -> np.ndarray:
-    """The frames of a scene: [16, 32, 32, 3], uint8."""
+    """Return the frames of a scene: [16, 32, 32, 3], uint8."""
     grey = rng.uniform(64, 140, (1, GRID, 1, GRID, 1, 1))
     frames = grey + rng.uniform(-38, 38, (FRAMES, GRID, CELL, GRID, CELL, 3))
     frames = frames.reshape(FRAMES, GRID * CELL, GRID * CELL, 3)
@@ -143,7 +143,7 @@ def _draw_flashes(rng: np.random.Generator, frames: np.ndarray, taken: set[int])
 
 
 def object_tokens(scene: Scene) -> np.ndarray:
-    """Which of the frames' cells, and so of their visual tokens, show an object: [16, 16], bool."""
+    """Return which of the frames' cells, and so of their visual tokens, show an object: [16, 16], bool."""
     shows = np.zeros((FRAMES, GRID * GRID), bool)
     for thing in scene.objects:
         shows[thing.start : thing.start + thing.length, thing.cell] = True

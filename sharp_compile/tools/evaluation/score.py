@@ -1,4 +1,4 @@
-"""Lets a model answer the questions of an exam, as its user would: with `generate`."""
+"""Lets a model answer the questions of an exam, as its user would: with ``generate``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Grade:
 
 
 def pruned(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
-    """A copy of `model`, compiled by the backend with these options. What was compiled before is forgotten.
+    """Return a copy of ``model``, compiled by the backend with these options. What was compiled before is forgotten.
 
     Raises:
         ValueError: for a bad option.
@@ -63,10 +63,10 @@ def grade(
     is_pruned: bool,
     step: Callable[[int], None] = lambda count: None,
 ) -> Grade:
-    """Asks a model all questions of an exam.
+    """Ask a model all questions of an exam.
 
     Args:
-        model: a stock model, or one that `pruned` made.
+        model: a stock model, or one that ``pruned`` made.
         tokenizer: the model's.
         exam: the questions.
         is_pruned: whether the model is to drop tokens.

@@ -13,7 +13,7 @@ BASELINES = ("uniform", "random")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to prune: the share `retention` of the visual tokens is kept after `layer`, by `selector`."""
+    """One way to prune: the share ``retention`` of the visual tokens is kept after ``layer``, by ``selector``."""
 
     layer: int
     retention: float
@@ -23,11 +23,11 @@ class Way:
         return f"{self.selector} at {self.retention:.0%}, layer {self.layer}"
 
     def options(self, inner: str) -> dict[str, Any]:
-        """Those of the backend, with the one that compiles the pruned graph."""
+        """Return those of the backend, with the one that compiles the pruned graph."""
         return {"selector": self.selector, "retention": self.retention, "layer": self.layer, "inner": inner}
 
 
 def ways(layers: Iterable[int], retentions: Iterable[float], selectors: Iterable[str]) -> list[Way]:
-    """All combinations, with the baselines, each once."""
+    """Return all combinations, with the baselines, each once."""
     combinations = product(layers, retentions, (*selectors, *BASELINES))
     return [Way(*combination) for combination in dict.fromkeys(combinations)]

@@ -2,7 +2,7 @@
 
 Models lay their visual tokens out alike: one grid of cells after the other in time, each grid row by row. They
 differ in how many frames one grid stands for and in how many cells it has. Processors either count patches
-(`video_grid_thw`, `image_grid_thw`), of which the model merges squares, or hand over frames of one size, each
+(``video_grid_thw``, ``image_grid_thw``), of which the model merges squares, or hand over frames of one size, each
 of which becomes a square of cells; one more token may close the video.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The visual tokens of one video or image: `times` grids of `rows x columns` cells.
+    """The visual tokens of one video or image: ``times`` grids of ``rows x columns`` cells.
 
     Tokens after the last cell stand for no part of a frame.
     """
@@ -34,11 +34,11 @@ class Grid:
         return self.times * self.rows * self.columns
 
     def spread(self, tokens: np.ndarray) -> np.ndarray:
-        """Arrange one value for each visual token, `[V]`, as the cells are: `[times, rows, columns]`."""
+        """Arrange one value for each visual token, ``[V]``, as the cells are: ``[times, rows, columns]``."""
         return tokens[: self.cells].reshape(self.times, self.rows, self.columns)
 
     def frames_each(self, frames: int) -> int:
-        """How many of the video's `frames` one grid stands for; the last grid may have fewer."""
+        """Return how many of the video's ``frames`` one grid stands for; the last grid may have fewer."""
         return math.ceil(frames / self.times)
 
 
@@ -50,7 +50,7 @@ def grid_of(inputs: Mapping[str, Any], visual_tokens: int) -> Grid | None:
         visual_tokens: The number V of visual tokens that a row has.
 
     Returns:
-        The grid; `None` where the shapes allow none, or the prompt has several videos or images.
+        The grid; ``None`` where the shapes allow none, or the prompt has several videos or images.
     """
     rows = len(inputs["input_ids"]) if isinstance(inputs.get("input_ids"), Tensor) else 1
     given = [name for name in ("pixel_values_videos", "pixel_values") if isinstance(inputs.get(name), Tensor)]
@@ -64,7 +64,7 @@ def grid_of(inputs: Mapping[str, Any], visual_tokens: int) -> Grid | None:
 
 
 def frame_count(pixels: Tensor, rows: int) -> int | None:
-    """Return how many frames each of `rows` prompts has in `[B, T, C, H, W]` or `[B * T, C, H, W]`."""
+    """Return how many frames each of ``rows`` prompts has in ``[B, T, C, H, W]`` or ``[B * T, C, H, W]``."""
     if pixels.ndim == 5 and pixels.shape[0] == rows:
         return pixels.shape[1]
     if pixels.ndim == 4 and pixels.shape[0] % rows == 0:
@@ -73,7 +73,7 @@ def frame_count(pixels: Tensor, rows: int) -> int | None:
 
 
 def _merged(patches: Tensor, visual_tokens: int) -> Grid | None:
-    """The grid of patches `[1, 3]`, of which squares became one token each."""
+    """Return the grid of patches ``[1, 3]``, of which squares became one token each."""
     times, rows, columns = patches[0].tolist()
     side = math.isqrt(times * rows * columns // visual_tokens)
     if side == 0 or rows % side or columns % side:

@@ -1,4 +1,4 @@
-"""Images for the page, as `data:` addresses."""
+"""Images for the page, as ``data:`` addresses."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def frames_in(inputs: Mapping[str, Any], row: int, rows: int) -> np.ndarray | No
 
 
 def photo(frame: np.ndarray) -> str:
-    """The address of a frame `[H, W, 3]` uint8, made small."""
+    """Return the address of a frame ``[H, W, 3]`` uint8, made small."""
     image = Image.fromarray(np.ascontiguousarray(frame))
     image.thumbnail((WIDEST, WIDEST * 4))
     return _address(image, "JPEG", quality=80)
 
 
 def heat(tokens: np.ndarray, order: np.ndarray) -> str:
-    """The address of a tile's heat map, a pixel a cell, by the rank of the token's score.
+    """Return the address of a tile's heat map, a pixel a cell, by the rank of the token's score.
 
     Args:
-        tokens: `[rows, columns]` int64, as in a `Tile`.
-        order: `[V]` int64, the rank of each token, 0 for the highest score.
+        tokens: ``[rows, columns]`` int64, as in a ``Tile``.
+        order: ``[V]`` int64, the rank of each token, 0 for the highest score.
     """
     anchors = np.array([[*bytes.fromhex(colour[1:])] for colour in SCALE])
     height = 1 - order[tokens] / max(len(order) - 1, 1)
@@ -60,7 +60,7 @@ def heat(tokens: np.ndarray, order: np.ndarray) -> str:
 
 
 def veil(tokens: np.ndarray, kept: np.ndarray) -> str:
-    """The address of what dims a tile's dropped cells: a pixel a cell, transparent where the token is kept."""
+    """Return the address of what dims a tile's dropped cells: a pixel a cell, transparent where the token is kept."""
     cells = np.zeros((*tokens.shape, 4), np.uint8)
     cells[~kept[tokens] | (tokens < 0)] = (12, 14, 20, 190)
     return _address(Image.fromarray(cells), "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""`sharp-compile explain`: a model, a video and a question, as a page."""
+"""``sharp-compile explain``: a model, a video and a question, as a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sharp_compile
 
 @dataclass(frozen=True)
 class Asked:
-    """A model, its inputs for one prompt, the frames that they were made of (`[T, H, W, 3]` uint8) and a heading."""
+    """A model, its inputs for one prompt, the frames that they were made of (``[T, H, W, 3]`` uint8) and a heading."""
 
     model: torch.nn.Module
     inputs: dict[str, Any]
@@ -26,7 +26,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one graph, as `GraphReport` has it, without its tensors."""
+    """What became of one graph, as ``GraphReport`` has it, without its tensors."""
 
     pruned: bool
     reason: str
@@ -41,10 +41,10 @@ class Row:
 
 
 def rendered(world: str) -> Asked:
-    """The first held-out question of a world, for the small trained model.
+    """Return the first held-out question of a world, for the small trained model.
 
     Args:
-        world: one of `evaluation.scenes.WORLDS`.
+        world: one of ``evaluation.scenes.WORLDS``.
     """
     from sharp_compile.tools.evaluation import MODELS
     from sharp_compile.tools.evaluation.dataset import hold_out
@@ -64,7 +64,7 @@ def rendered(world: str) -> Asked:
 
 
 def filmed(model: Path, video: Path | None, question: str, frames: int) -> Asked:
-    """A question about a video, for a checkpoint in a folder.
+    """Return a question about a video, for a checkpoint in a folder.
 
     Raises:
         DemoError: for a folder or a file that can't be used, with the reason.
@@ -79,11 +79,11 @@ def filmed(model: Path, video: Path | None, question: str, frames: int) -> Asked
 
 
 def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:
-    """Runs one forward call, prints what became of its graphs and writes the page.
+    """Run one forward call, prints what became of its graphs and writes the page.
 
     Args:
         asked: what to run.
-        options: the backend's, but for `inner`.
+        options: the backend's, but for ``inner``.
         output: the page.
 
     Returns:

@@ -15,7 +15,7 @@ _STRIP = 28
 
 @dataclass(frozen=True)
 class Tokens:
-    """The V visual tokens of one row, in the order of the sequence; each field is `[V]`.
+    """The V visual tokens of one row, in the order of the sequence; each field is ``[V]``.
 
     Attributes:
         scores: float32.
@@ -31,7 +31,7 @@ class Tokens:
 
     @functools.cached_property
     def order(self) -> np.ndarray:
-        """The rank of each token by score, `[V]` int64: 0 is the highest; ties go to the first."""
+        """The rank of each token by score, ``[V]`` int64: 0 is the highest; ties go to the first."""
         ranks = np.empty(len(self.scores), np.int64)
         ranks[np.argsort(-self.scores, kind="stable")] = np.arange(len(self.scores))
         return ranks
@@ -39,11 +39,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Tile:
-    """A frame's tokens, as a picture of `rows x columns` cells.
+    """A frame's tokens, as a picture of ``rows x columns`` cells.
 
     Attributes:
         name: what it stands for, in words.
-        tokens: `[rows, columns]` int64: the number of the visual token of each cell, -1 where there is none.
+        tokens: ``[rows, columns]`` int64: the number of the visual token of each cell, -1 where there is none.
         picture: the number of the picture that it lies on; None where it lies on none.
     """
 
@@ -53,7 +53,7 @@ class Tile:
 
 
 def arrange(tokens: Tokens, grid: Grid | None) -> list[Tile]:
-    """Parts visual tokens into tiles, by the grid, or else by the frames that the model's graph shows.
+    """Return parts visual tokens into tiles, by the grid, or else by the frames that the model's graph shows.
 
     A frame of a square number of tokens is drawn as a square: most vision towers see squares. Others are drawn as
     strips, in the order of the sequence.

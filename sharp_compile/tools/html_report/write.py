@@ -37,12 +37,12 @@ class Bar:
 def write_page(
     explanation: Explanation, path: Path, frames: Sequence[np.ndarray] | None = None, title: str | None = None
 ) -> None:
-    """Writes the page of an explanation.
+    """Write the page of an explanation.
 
     Args:
         explanation: what happened in one call.
         path: the file; there is the old one or the new one at any time.
-        frames: `[T, H, W, 3]` uint8 for each row of the batch; None for those among the model's inputs, if there are.
+        frames: ``[T, H, W, 3]`` uint8 for each row of the batch; None for those among the model's inputs, if there are.
         title: the heading; None for one that says what the page is.
 
     Raises:
@@ -69,7 +69,7 @@ def write_page(
 
 
 def _facts(graph: GraphReport, layers: Sequence[CachedLayer]) -> dict[str, Any]:
-    """The lengths of the graph's last run, and what was there before and after in operations and bytes."""
+    """Return the lengths of the graph's last run, and what was there before and after in operations and bytes."""
     assert graph.kept is not None
     batch, length, visual = _lengths(graph)
     kept = graph.kept.shape[1]
@@ -95,7 +95,7 @@ def _lengths(graph: GraphReport) -> tuple[int, int, int]:
 
 
 def _bars(graph: GraphReport) -> list[Bar]:
-    """How many tokens each layer works on."""
+    """Return how many tokens each layer works on."""
     assert graph.num_layers is not None
     _, length, visual = _lengths(graph)
     tokens = []
@@ -110,7 +110,7 @@ def _bars(graph: GraphReport) -> list[Bar]:
 
 
 def _rows(graph: GraphReport, inputs: Mapping[str, Any], frames: Sequence[np.ndarray] | None) -> list[dict[str, Any]]:
-    """The pictures and counts of each row of the batch."""
+    """Return the pictures and counts of each row of the batch."""
     assert graph.scores is not None
     batch = len(graph.scores)
     if frames is not None and len(frames) != batch:
@@ -146,7 +146,7 @@ def _rows(graph: GraphReport, inputs: Mapping[str, Any], frames: Sequence[np.nda
 
 
 def _tokens(graph: GraphReport, row: int) -> Tokens:
-    """The visual tokens of one row of the batch."""
+    """Return the visual tokens of one row of the batch."""
     assert graph.scores is not None and graph.kept is not None and graph.frame is not None
     places = (graph.frame[row] >= 0).nonzero()[:, 0]
     return Tokens(
@@ -158,7 +158,7 @@ def _tokens(graph: GraphReport, row: int) -> Tokens:
 
 
 def _segments(tokens: Tokens, tiles: Sequence[Tile]) -> list[tuple[int, int, int]]:
-    """The number, the kept and all tokens of each segment; none where segments are tiles, which have theirs."""
+    """Return the number, the kept and all tokens of each segment; none where segments are tiles, which have theirs."""
     if tokens.segment is None:
         return []
     tile = np.empty_like(tokens.segment)
@@ -173,7 +173,7 @@ def _segments(tokens: Tokens, tiles: Sequence[Tile]) -> list[tuple[int, int, int
 
 
 def _photo(tile: Tile, frames: np.ndarray | None, grid: Grid | None) -> str | None:
-    """The picture that a tile lies on."""
+    """Return the picture that a tile lies on."""
     if frames is None or grid is None or tile.picture is None:
         return None
     number = tile.picture * grid.frames_each(len(frames))
@@ -188,7 +188,7 @@ def _checked(frames: np.ndarray, row: int) -> np.ndarray:
 
 
 def _data(tile: Tile, tokens: Tokens) -> dict[str, Any]:
-    """What the page's script tells of the cell under the pointer."""
+    """Return what the page's script tells of the cell under the pointer."""
     numbers = tile.tokens.flatten()
     order = tokens.order
     return {
