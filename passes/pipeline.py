@@ -27,6 +27,7 @@ from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
 from .analysis.frames import emit_frames, find_frames
 from .analysis.injection import Injection, emit_masks, injected_elements, visual_mask, visual_tokens
+from .analysis.maskable import check_maskable, first_masked
 from .analysis.padding import padding_mask, token_kinds
 from .analysis.residual_stream import check_single_stream
 from .analysis.rope import find_rope
@@ -44,7 +45,7 @@ from .fx.sizes import expression
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
 from .rewrite.lazy_queries import query_module
-from .rewrite.segment_mask import check_maskable, emit_segment_mask, first_masked
+from .rewrite.segment_mask import emit_segment_mask
 from .rewrite.selection import Tokens, emit_selection, tried
 from .rewrite.shrink import Shrinker
 from .token_dim.plan import least_tokens

@@ -72,18 +72,18 @@ _watchers: ContextVar[tuple[_Watcher, ...]] = ContextVar("watchers", default=())
 _latest = threading.local()
 
 
-def add(made: GraphReport) -> GraphReport:
+def add(graph_report: GraphReport) -> GraphReport:
     """Add a report to those of this process, and return it."""
-    _reports.append(made)
-    notice(made)
-    return made
+    _reports.append(graph_report)
+    notice(graph_report)
+    return graph_report
 
 
-def notice(made: GraphReport) -> None:
+def notice(graph_report: GraphReport) -> None:
     """Tell who is watching in this thread that a graph was compiled or ran."""
     for watcher in _watchers.get():
-        if not any(other is made for other in watcher.seen):
-            watcher.seen.append(made)
+        if not any(other is graph_report for other in watcher.seen):
+            watcher.seen.append(graph_report)
 
 
 def flops_wanted() -> bool:
@@ -92,7 +92,7 @@ def flops_wanted() -> bool:
 
 
 def keep(
-    made: GraphReport,
+    graph_report: GraphReport,
     kept: Tensor | None,
     scores: Tensor | None = None,
     frame: Tensor | None = None,
@@ -102,9 +102,9 @@ def keep(
 
     ``kept`` is None for a run that was not pruned.
     """
-    made.kept, made.scores, made.frame, made.segment = kept, scores, frame, segment
+    graph_report.kept, graph_report.scores, graph_report.frame, graph_report.segment = kept, scores, frame, segment
     _latest.kept = kept
-    notice(made)
+    notice(graph_report)
 
 
 def latest_kept() -> Tensor | None:

@@ -26,3 +26,13 @@ def test_the_options_table_has_every_option_with_its_default():
     section = (ROOT / "README.md").read_text().split("\n## Options\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
     assert {name: ast.literal_eval(default) for name, default in rows} == DEFAULTS
+
+
+def test_the_way_of_a_graph_names_the_files_that_there_are():
+    block = (ROOT / "README.md").read_text().split("\n## The way of a graph\n")[1].split("```")[1]
+    named = set(re.findall(r"\w+\.py", block))
+    ours = {path.name for folder in ("sharp_compile", "passes") for path in (ROOT / folder).rglob("*.py")}
+    assert named <= ours
+    on_the_way = [ROOT / "sharp_compile" / "backend", *(ROOT / "passes").glob("[!f]*/")]
+    files = {path.name for folder in on_the_way for path in folder.glob("*.py")} - {"__init__.py"}
+    assert files <= named

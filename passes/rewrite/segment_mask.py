@@ -13,32 +13,7 @@ from ...selectors.sharp.segments import segments
 from ...sharp_options import Segment
 from ..analysis.attention import Attention, as_sdpa
 from ..analysis.decoder import Decoder, find_layer_input
-from ..errors import CannotPrune
 from ..fx.emit import Emitter
-from ..fx.nodes import example_tensor
-from ..fx.sizes import expression
-
-
-def first_masked(decoder: Decoder) -> Node:
-    """Return the first node that the mask changes: all that the mask is made of stands in front of it."""
-    return next(layer.masked for layer in decoder.layers if layer is not None and layer.masked is not None)
-
-
-def check_maskable(decoder: Decoder, layer: int) -> None:
-    """Decline where the attentions of layers ``0..layer`` can't be given a segment mask."""
-    for index, attention in enumerate(decoder.layers[: layer + 1]):
-        if attention is None:
-            raise CannotPrune(f"layer {index} can't be given a segment mask: it has no attention")
-        query, key = example_tensor(attention.query), example_tensor(attention.key)
-        if query is None or key is None or expression(query.shape[-2]) != expression(key.shape[-2]):
-            raise CannotPrune(f"layer {index} can't be given a segment mask: its queries are not as many as its keys")
-        given = as_sdpa(attention.output) if attention.mask is None else {}
-        if given is None:
-            raise CannotPrune(
-                f"layer {index} can't be given a segment mask: it has no attention that is one operator of PyTorch's"
-            )
-        if given.get("dropout_p"):
-            raise CannotPrune(f"layer {index} can't be given a segment mask: its attention has dropout; call eval()")
 
 
 def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, segment: Segment) -> Node:

@@ -91,14 +91,14 @@ class PrunedGraph:
     def __init__(
         self,
         compiled: Compiled,
-        made: GraphReport,
+        graph_report: GraphReport,
         pruned: PruneResult,
         graphs: tuple[GraphModule, GraphModule],
         count_text: Compiled | None,
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
-        self.compiled, self.report, self.pruned, self.graphs = compiled, made, pruned, graphs
+        self.compiled, self.report, self.pruned, self.graphs = compiled, graph_report, pruned, graphs
         self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
         ended = getattr(graphs[0], "compile_subgraph_reason", None)
         self.broke: bool = ended is not None and ended.graph_break
@@ -114,18 +114,21 @@ class PrunedGraph:
             text, kept = self.count_text(*args)
             if has_too_much(text, kept):
                 return self._run_unpruned(text, kept, args)
-        results, told = self.compiled(*args), self.pruned.aux_outputs
-        extra = dict(zip(told, results[-len(told) :], strict=True))
-        text, kept = extra.pop("text"), extra["kept"]
-        stages = {stage: extra.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
+        results, aux = self._strip_aux_outputs(self.compiled(*args))
+        text, kept = aux.pop("text"), aux["kept"]
+        stages = {stage: aux.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
         if has_too_much(text, kept.shape[1]):
             return self._run_unpruned(text, kept.shape[1], args)
-        report.keep(self.report, **{name: tensor.clone() for name, tensor in extra.items()})
+        report.keep(self.report, **{name: tensor.clone() for name, tensor in aux.items()})
         if report.flops_wanted():
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
-        length = extra["frame"].shape[1]
-        given = self.pruned.returned, self.pruned.states
-        return tuple(hand_on(results[: -len(told)], *given, stages, length, self.broke))
+        length = aux["frame"].shape[1]
+        return tuple(hand_on(results, self.pruned.returned, self.pruned.states, stages, length, self.broke))
+
+    def _strip_aux_outputs(self, results: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Tensor]]:
+        """Part the graph's own results from its auxiliary outputs, by name."""
+        names = self.pruned.aux_outputs
+        return results[: -len(names)], dict(zip(names, results[-len(names) :], strict=True))
 
     def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
         row = int(text.argmax())

@@ -84,7 +84,7 @@ class UntrackedTokens:
 
 
 def _once(reason: str | None) -> str | None:
-    return None if any(made.reason == reason for made in report.reports()) else reason
+    return None if any(graph_report.reason == reason for graph_report in report.reports()) else reason
 
 
 def _given() -> Iterator[Tensor]:
