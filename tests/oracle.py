@@ -603,9 +603,17 @@ class Pruner:
             raise NotImplementedError(f"two cuts meet after layer {layer}")
         if not self.entered_whole:
             raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
-        if arguments.get("shared_kv_states") or arguments.get("prev_topk_indices") is not None:
+        if arguments.get("prev_topk_indices") is not None:
             raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
+        running = self.run.kept[-1] if self.run.kept else torch.arange(self.visual.shape[1]).expand_as(self.visual)
         kept, states = self.choose_positions(layer, retention, arguments["hidden_states"])
+        # Keys and values that later layers take from earlier ones.
+        shared = arguments.get("shared_kv_states") or {}
+        for kind, (keys, values) in list(shared.items()):
+            places = torch.searchsorted(running.contiguous(), kept)[:, None, :, None]
+            shared[kind] = tuple(
+                each.gather(2, places.expand(-1, each.shape[1], -1, each.shape[3])) for each in (keys, values)
+            )
         self.run.kept.append(kept)
         self.run.layers.append(layer)
         return {"hidden_states": states}
