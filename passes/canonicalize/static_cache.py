@@ -43,16 +43,19 @@ class CacheWrite:
     """A write of S new tokens at the beginning of an empty buffer.
 
     Attributes:
-        buffer: what is written into, ``[..., L, D]``, of which nothing else is read.
+        buffer: what is written into, ``[..., L, D]`` of the source's dtype, in front of the write; read by nothing else.
         source: what is written, ``[..., S, D]``.
-        axis: the axis of the tokens.
+        axis: the axis of the tokens, the last but one, counted from the front.
         count: a tensor of one element that counts the tokens in the cache, and is 0 here; None where there is none.
+        slack: ``[..., L - S, D]``, what is behind the tokens where the buffer is made of both: ``buffer`` is the node
+            itself then, which has no size in front of it.
     """
 
     buffer: Node
     source: Node
     axis: int
     count: Node | None = None
+    slack: Node | None = None
 
 
 MatchWrite = Callable[[Node, Node], CacheWrite | None]
@@ -133,8 +136,7 @@ def find_slack(emit: Emitter, embeddings: Node) -> CacheSlack:
             empty.add(write.count)
             _check_empty(graph, write.count)
         with emit.before(node):
-            slots = emit.size(write.buffer, write.axis)
-            slack = emit.arithmetic(operator.sub, slots, emit.size(embeddings, 1))
+            slack = _slack(emit, write, embeddings)
             behind = [0, 0] * (example_value(write.source).ndim - 1 - write.axis)
             pad = graph.call_function(F.pad, (write.source, [*behind, 0, slack]))
             pad.meta = dict(node.meta)
@@ -144,6 +146,12 @@ def find_slack(emit: Emitter, embeddings: Node) -> CacheSlack:
         for user in list(write.count.users) if write.count is not None else ():
             _count(graph, user, write.source, write.axis)
     return CacheSlack(padded)
+
+
+def _slack(emit: Emitter, write: CacheWrite, embeddings: Node) -> int | Node:
+    if write.slack is not None:
+        return emit.size(write.slack, write.axis)
+    return emit.arithmetic(operator.sub, emit.size(write.buffer, write.axis), emit.size(embeddings, 1))
 
 
 @register_cache_write

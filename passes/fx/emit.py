@@ -85,6 +85,17 @@ class Emitter:
             return size
         return self._remember(self.graph.call_method("size", (node, axis)), size)
 
+    def detached(self, argument: Any) -> Any:
+        """Return a node whose gradient ends there, for a node that may have one; anything else as it is.
+
+        A function that is traced under `torch.no_grad` is not run under it.
+        """
+        value = example_tensor(argument)
+        if value is None or not value.requires_grad:
+            return argument
+        with fake_mode([value]):
+            return self._remember(self.graph.call_method("detach", (argument,)), value.detach())
+
     def arithmetic(self, function: Callable[[Any, Any], Any], left: int | Node, right: int | Node) -> int | Node:
         """``function(left, right)`` of two lengths: a number if both are, else a node."""
         if isinstance(left, int) and isinstance(right, int):

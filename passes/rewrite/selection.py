@@ -129,6 +129,8 @@ def emit_selection(
     select = _selecting(site, named_rule, rotate, asked, context.ranks, tuple(map(len, groups)))
     merging, segmenting = bool(rule.merges), rule.segments is not None
     inputs = hidden, *tokens.kinds, tokens.visual, kept, *itertools.chain(*groups)
+    if emit.trace:
+        inputs = tuple(map(emit.detached, inputs))
     positions, scores, is_visual, is_padding, is_leading, frame, *others = emit(
         select, *inputs, results=6 + merging + segmenting
     )

@@ -150,6 +150,8 @@ class _Probe:
                 self.pooled.add(node)
             elif is_pooled or self._pools(node, value):
                 self.pooled.add(node)
+            elif node not in self.tail and isinstance(value, Tensor):
+                self._check_no_length(node)
             plans[node] = NodePlan(stage, rewrites, tuple(value.shape) if isinstance(value, Tensor) else None)
         return plans
 
@@ -174,6 +176,20 @@ class _Probe:
                 raise CannotPrune(
                     f"{format_node(node)} puts {number} together with a sum over the kept tokens: it may be a number "
                     "of all tokens; take a mean, or sum up a mask"
+                )
+
+    def _check_no_length(self, node: Node) -> None:
+        """Decline a layer that computes with the number of tokens: it would be another one in a shorter sequence."""
+        for leaf in flatten_args(node) if name_of(node) in _ARITHMETIC else ():
+            number = example_value(leaf)
+            if isinstance(number, SymInt | SymFloat):
+                is_length = bool(number.node.expr.free_symbols & self.length.free_symbols)
+            else:
+                is_length = isinstance(number, int) and number == self.length_hint > 1
+            if is_length:
+                raise CannotPrune(
+                    f"{format_node(node)} computes with {number}, the number of tokens of the whole sequence: what a "
+                    "shorter one would take in its place is not known"
                 )
 
     def _pools_side(self, node: Node, stage: int) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sharp_compile
+from sharp_compile.selector_registry import selector_names
 from tests.backend.test_cross_graph import Broken
 from tests.toy import Toy, toy_inputs
 
@@ -47,3 +48,20 @@ def test_no_tensor_of_the_graph_has_a_pair_of_lengths(selector):
 
     kept(Toy(), toy_inputs(visual=1025), selector=selector, inner=inner)
     assert largest == []
+
+
+@pytest.mark.parametrize("selector", selector_names())
+def test_no_gradient_goes_through_the_selection(selector):
+    """The model's own go on; some operators of rules have none."""
+    model = Toy()
+    fast = torch.compile(model, backend="sharp", options={"selector": selector, "inner": "aot_eager", "hoist": False})
+    logits, _ = fast(**toy_inputs())
+    (report,) = sharp_compile.reports()
+    assert report.pruned and not report.scores.requires_grad
+    logits.square().sum().backward()
+    actual = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    if selector != "framefusion":  # which merges
+        model(**toy_inputs(), cut={report.layer: report.kept})[0].square().sum().backward()
+        for ours, weight in zip(actual, model.parameters(), strict=True):
+            torch.testing.assert_close(ours, weight.grad, atol=1e-4, rtol=1e-3)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from sharp_compile.passes.errors import CannotPrune
+from sharp_compile.passes.fx.nodes import example_tensor
 from sharp_compile.passes.token_dim.plan import Gather, Length
 from sharp_compile.passes.token_dim.solver import probe
 
 
-def plans(after, *side, shape=(1, 48, 32), stages=1):
+def plans(after, *side, shape=(1, 48, 32), stages=1, dynamic=None):
     """Plans of ``after(hidden, *side)`` on hidden states of `shape`, cut where they come in."""
     graphs = []
 
@@ -19,9 +20,9 @@ def plans(after, *side, shape=(1, 48, 32), stages=1):
         return module.forward
 
     embeddings = torch.randn(shape)
-    torch.compile(model, backend=backend, fullgraph=True)(embeddings, *side)
+    torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(embeddings, *side)
     (module,) = graphs
-    source = module.graph.find_nodes(op="placeholder")[0]
+    source = next(node for node in module.graph.find_nodes(op="placeholder") if example_tensor(node) is not None)
     cut = next(iter(source.users))
     return probe(module.graph, source, [cut])
 
@@ -53,6 +54,21 @@ def test_sizes_that_equal_the_length():
     assert rewrites(lambda h: h.view(1, 48, 48, 1), shape=(1, 48, 48)) == [Length()]
     table = rewrites(lambda h, w: h * w, torch.randn(1, 48, 48), shape=(1, 48, 48))
     assert table == [Gather(0, (1,))]
+
+
+@pytest.mark.parametrize(
+    ("computes", "dynamic"),
+    [
+        (lambda h: h * h.shape[1], False),
+        (lambda h: h * h.shape[1], True),
+        (lambda h: h / h.shape[1] ** 0.5, True),
+        (lambda h: h + (h.shape[1] - 1), True),
+    ],
+)
+def test_a_number_of_tokens_in_a_layer_is_declined(computes, dynamic):
+    """What the model would compute with fewer tokens is not what the number gives as it was traced."""
+    with pytest.raises(CannotPrune, match="the number of tokens of the whole sequence"):
+        plans(computes, dynamic=dynamic)
 
 
 @pytest.mark.parametrize(
