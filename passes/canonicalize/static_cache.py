@@ -43,7 +43,7 @@ class CacheWrite:
     """A write of S new tokens at the beginning of an empty buffer.
 
     Attributes:
-        buffer: what is written into, ``[..., L, D]``, of its dtype, in front of the write; nothing else reads it.
+        buffer: ``[..., L, D]`` of the source's dtype, in front of the write and read by nothing else.
         source: what is written, ``[..., S, D]``.
         axis: the axis of the tokens, the last but one, counted from the front.
         count: a tensor of one element that counts the tokens in the cache, and is 0 here; None where there is none.
