@@ -17,7 +17,7 @@ from sharp_compile.tools.demo import DemoError
 from sharp_compile.tools.demo.video import read, sample
 
 ROOT = Path(__file__).parents[3]
-CLIP = ROOT / "sharp_compile" / "demo" / "clip.mp4"
+CLIP = ROOT / "sharp_compile" / "tools" / "demo" / "clip.mp4"
 HEIGHT, WIDTH = 48, 80
 
 

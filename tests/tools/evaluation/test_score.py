@@ -23,7 +23,7 @@ def first():
 @pytest.fixture
 def few(monkeypatch):
     """Small batches, of which the last is not full."""
-    monkeypatch.setattr("sharp_compile.tools.evaluation.grade.BATCH", 4)
+    monkeypatch.setattr("sharp_compile.tools.evaluation.score.BATCH", 4)
     return hold_out("sparse", 6, 1)
 
 
