@@ -59,7 +59,10 @@ every_kind = pytest.mark.parametrize(
 )
 # In a bare forward call Qwen2-VL injects the visual features in one graph and decodes in another.
 linked_and_not = pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
-one_row_and_padded = pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+# Each run has padded rows in the random calls and in the tests of merging and of caches.
+one_row_and_padded = pytest.mark.parametrize(
+    "rows", [pytest.param(rows, id=how, marks=[pytest.mark.slow] * bool(rows)) for how, rows in ROWS.items()]
+)
 
 
 class ManyOptions:
