@@ -106,7 +106,11 @@ def real_at(inputs: Inputs, length: int, kept: torch.Tensor | None) -> torch.Ten
 
 
 def assert_same_logits(
-    actual: torch.Tensor, expected: torch.Tensor, inputs: Inputs, run: oracle.Run | None = None
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    inputs: Inputs,
+    run: oracle.Run | None = None,
+    tolerance: Mapping[str, float] = TOLERANCE,
 ) -> None:
     """Equal logits [B, L, vocabulary] wherever a row has no padding, L being S or S'.
 
@@ -115,7 +119,7 @@ def assert_same_logits(
     assert actual.shape == expected.shape
     kept = run.kept[-1] if run is not None and run.kept else None
     real = real_at(inputs, expected.shape[1], kept)
-    assert_close(actual[real], expected[real], **TOLERANCE)
+    assert_close(actual[real], expected[real], **tolerance)
 
 
 def cache_of(output: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from random import Random
@@ -50,6 +51,8 @@ CACHES: dict[str, dict[str, Any]] = {
     "static": {"cache_implementation": "static"},
     "none": {"use_cache": False},
 }
+# Of another attention than the oracle's: those of the stock model differ by 3e-4 (gemma4, whose logits go to 18).
+DENSE = {"atol": 1e-3, "rtol": 1e-3}
 # Without a cache each token is chosen by another last position: of these the oracle scores each time anew.
 SELECTORS = ("uniform", "fastv", "visiondrop", "sparsevlm")
 
@@ -150,12 +153,19 @@ def run(model: torch.nn.Module, call: Call, inputs: dict[str, Any]) -> Any:
     return forward(model, inputs | options)
 
 
-def assert_same(call: Call, actual: Any, expected: Any, inputs: dict[str, Any], by_hand: oracle.Run | None) -> None:
+def assert_same(
+    call: Call,
+    actual: Any,
+    expected: Any,
+    inputs: dict[str, Any],
+    by_hand: oracle.Run | None,
+    tolerance: Mapping[str, float] = TOLERANCE,
+) -> None:
     """`expected` has the logits of all positions that are left, whatever the call asked for."""
     if call.kind == "forward" and call.logits:
-        assert_logits_of_last(call.logits, actual.logits, expected.logits, inputs, by_hand)
+        assert_logits_of_last(call.logits, actual.logits, expected.logits, inputs, by_hand, tolerance)
     elif call.kind == "forward":
-        assert_same_logits(actual.logits, expected.logits, inputs, by_hand)
+        assert_same_logits(actual.logits, expected.logits, inputs, by_hand, tolerance)
     else:
         assert actual.sequences.tolist() == expected.sequences.tolist()
         if call.kind == "beams":
@@ -165,7 +175,12 @@ def assert_same(call: Call, actual: Any, expected: Any, inputs: dict[str, Any], 
 
 
 def assert_logits_of_last(
-    number: int, actual: torch.Tensor, left: torch.Tensor, inputs: dict[str, Any], by_hand: oracle.Run | None
+    number: int,
+    actual: torch.Tensor,
+    left: torch.Tensor,
+    inputs: dict[str, Any],
+    by_hand: oracle.Run | None,
+    tolerance: Mapping[str, float],
 ) -> None:
     """The logits of a position are those of the last one not behind it among what is `left`."""
     rows, length = inputs["input_ids"].shape
@@ -175,7 +190,7 @@ def assert_logits_of_last(
         for place, position in enumerate(range(length - number, length)):
             if inputs["attention_mask"][row, position]:
                 nearest = int((kept[row] <= position).sum()) - 1
-                assert_close(actual[row, place], left[row, nearest], **TOLERANCE)
+                assert_close(actual[row, place], left[row, nearest], **tolerance)
 
 
 def check(case: Case) -> bool:
@@ -205,7 +220,7 @@ def check(case: Case) -> bool:
             call_by_hand = replace(call, logits=0, cache="dynamic" if call.cache == "static" else call.cache)
             with oracle.prune(dense, **asked) as by_hand:
                 expected = run(dense, call_by_hand, inputs)
-            assert_same(call, actual, expected, inputs, by_hand)
+            assert_same(call, actual, expected, inputs, by_hand, DENSE if dense is not model else TOLERANCE)
         else:
             assert_same(call, actual, run(model, replace(call, logits=0), inputs), inputs, None)
     return all_pruned
