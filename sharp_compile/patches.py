@@ -7,6 +7,8 @@ torch: the table fills when the backend is loaded, when a model is compiled with
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import operator
 import threading
 from collections.abc import Callable
@@ -40,11 +42,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class _Change:
-    target: str
-    replacement: str
-    versions: str
-    why: str
-    acts: str
+    patch: Patch
     put: Callable[[], None]
     undo: Callable[[], None]
 
@@ -79,17 +77,17 @@ def replace(
     is_mapping = isinstance(owner, dict)
     stock = owner[name] if is_mapping else getattr(owner, name)
     ours = make(stock)
-    set_in = operator.setitem if is_mapping else setattr
 
-    def undo() -> None:
+    def swap(one: Any, other: Any) -> None:
         # Who came after us has replaced ours by theirs, which may call it: that stays.
-        if (owner.get(name) if is_mapping else vars(owner).get(name)) is ours:
-            set_in(owner, name, stock)
+        if (owner[name] if is_mapping else getattr(owner, name)) is one:
+            (operator.setitem if is_mapping else setattr)(owner, name, other)
 
     code = ours.__code__
     replacement = f"{ours.__globals__['__name__']}.{code.co_qualname.partition('.<locals>')[0]}"
     target = target or f"{_name_of(owner)}.{name}"
-    change(target, replacement, lambda: set_in(owner, name, ours), undo, versions=versions, why=why, acts=acts)
+    put, undo = functools.partial(swap, stock, ours), functools.partial(swap, ours, stock)
+    change(target, replacement, put, undo, versions=versions, why=why, acts=acts)
 
 
 def change(
@@ -115,17 +113,14 @@ def change(
     """
     with _lock:
         put()
-        _changes[target] = _Change(target, replacement, versions, why, acts, put, undo)
+        _changes[target] = _Change(Patch(target, replacement, versions, why, acts, installed=True), put, undo)
         _removed.discard(target)
 
 
 def status() -> list[Patch]:
     """Return what is changed in torch and transformers in this process, in the order in which it was."""
     with _lock:
-        return [
-            Patch(each.target, each.replacement, each.versions, each.why, each.acts, target not in _removed)
-            for target, each in _changes.items()
-        ]
+        return [dataclasses.replace(each.patch, installed=target not in _removed) for target, each in _changes.items()]
 
 
 def uninstall() -> None:

@@ -76,7 +76,7 @@ def register_selector(
 
 
 def register_rule(name: str) -> Callable[[Callable[[Config], Rule]], Callable[[Config], Rule]]:
-    """Return the same for a function that makes a whole ``Rule`` of the options.
+    """Give a name to a function that makes a whole ``Rule`` of the options.
 
     Raises:
         ValueError: for a name that is taken.

@@ -102,6 +102,9 @@ def test_what_came_after_a_patch_stays():
     try:
         patches.uninstall()
         assert Owner().method() == "theirs, ours, stock"
+        patches.install()
+        assert Owner().method() == "theirs, ours, stock"
+        patches.uninstall()
         Owner.method = ours
         patches.install()
         patches.uninstall()

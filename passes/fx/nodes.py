@@ -193,6 +193,6 @@ def copy_with_nodes(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]
 
 
 def write_code(module: GraphModule) -> GraphModule:
-    """Write the code of a copy, for who calls it many times or looks into it; returns it."""
+    """Write the code of a copy, for who calls it many times or looks into it; return it."""
     _LazyGraphModule.force_recompile(module)
     return module

@@ -12,7 +12,9 @@ No hand-written pruning does this, since a model's code computes q, k and v in o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,14 +95,12 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
     # What is copied must not be changed by others later on.
     if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
         return None
-    return _moved(site, attention, front, rest)
+    return _moved(site, attention, given, front, rest)
 
 
-def _moved(site: CutSite, attention: Node, front: set[Node], rest: list[Node]) -> Hoisted:
+def _moved(site: CutSite, attention: Node, given: Mapping[str, Any], front: set[Node], rest: list[Node]) -> Hoisted:
     """Rewrite a layer so that ``rest`` runs behind its keys and values, on copies of what it shares with ``front``."""
     graph, hidden, between = attention.graph, site.hidden, set(rest)
-    given = as_sdpa(attention)
-    assert given is not None
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     attention.target = deferred_attention
     attention.kwargs = {"scale": given.get("scale"), "enable_gqa": bool(given.get("enable_gqa"))}

@@ -55,13 +55,9 @@ class OpCall:
     in_tail: bool
     read_only: frozenset[int]
 
-    def token_axes(self, value: Tensor) -> list[int]:
-        """Return the axes of a tensor that hold tokens."""
-        return list(self.sizes.token_axes(value.shape))
-
     def is_token_axis(self, value: Tensor, dim: int) -> bool:
         """Return whether ``dim`` of a tensor, counted from either end, holds tokens."""
-        return dim % value.ndim in self.token_axes(value)
+        return self.sizes.token(value.shape[dim]) is not None
 
 
 Rule = Callable[[OpCall], None]

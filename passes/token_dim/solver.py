@@ -165,13 +165,9 @@ class _Probe:
 
     def _check_no_count(self, node: Node) -> None:
         """Decline a number of tokens that goes with a sum of the kept ones: it may have been counted in any way."""
-        for leaf in flatten_args(node) if name_of(node) in _ARITHMETIC else ():
-            number = example_value(leaf)
-            if isinstance(number, SymInt | SymFloat):
-                counts = bool(number.node.expr.free_symbols & self.length.free_symbols)
-            else:
-                is_number = isinstance(number, int | float) and not isinstance(number, bool)
-                counts = is_number and abs(number) >= self.length_hint and number % self.length_hint == 0
+        for number, counts in self._numbers_in(node):
+            if not counts and isinstance(number, int | float) and not isinstance(number, bool):
+                counts = abs(number) >= self.length_hint and number % self.length_hint == 0
             if counts:
                 raise CannotPrune(
                     f"{format_node(node)} puts {number} together with a sum over the kept tokens: it may be a number "
@@ -180,17 +176,19 @@ class _Probe:
 
     def _check_no_length(self, node: Node) -> None:
         """Decline a layer that computes with the number of tokens: it would be another one in a shorter sequence."""
-        for leaf in flatten_args(node) if name_of(node) in _ARITHMETIC else ():
-            number = example_value(leaf)
-            if isinstance(number, SymInt | SymFloat):
-                is_length = bool(number.node.expr.free_symbols & self.length.free_symbols)
-            else:
-                is_length = isinstance(number, int) and number == self.length_hint > 1
-            if is_length:
+        for number, is_length in self._numbers_in(node):
+            if is_length or (isinstance(number, int) and number == self.length_hint > 1):
                 raise CannotPrune(
                     f"{format_node(node)} computes with {number}, the number of tokens of the whole sequence: what a "
                     "shorter one would take in its place is not known"
                 )
+
+    def _numbers_in(self, node: Node) -> Iterator[tuple[Any, bool]]:
+        """Yield what a node of arithmetic computes with, each with whether it is a symbol of the length."""
+        for leaf in flatten_args(node) if name_of(node) in _ARITHMETIC else ():
+            number = example_value(leaf)
+            is_symbol = isinstance(number, SymInt | SymFloat)
+            yield number, is_symbol and bool(number.node.expr.free_symbols & self.length.free_symbols)
 
     def _pools_side(self, node: Node, stage: int) -> bool:
         """Return whether a node of the tail sums up the tokens of a side tensor."""

@@ -15,9 +15,8 @@ from ..flops import count_flops
 from ..passes.context import PruneResult, kept_at
 from ..report import GraphReport
 from .callers import active_backend
+from .inner import Compiled
 from .tail_graph import hand_on
-
-Compiled = Callable[..., Any]
 
 
 class CompiledPerSetting:

@@ -32,8 +32,7 @@ from ..passes.rewrite.tail import Tail, follow_full, follow_short
 from ..passes.token_dim.plan import Returned
 from ..tensor_records import KEPT_POSITIONS, Shortened, as_size_tensor, shortened
 from .callers import goes_on
-
-Compiled = Callable[..., Any]
+from .inner import Compiled
 
 log = logging.getLogger(__name__)
 

@@ -7,21 +7,19 @@ from sharp_compile.passes.fx.nodes import example_tensor
 from sharp_compile.passes.token_dim.plan import Gather, Length
 from sharp_compile.passes.token_dim.solver import probe
 
+from tests.graphs import Recorder
+
 
 def plans(after, *side, shape=(1, 48, 32), stages=1, dynamic=None):
     """Plans of ``after(hidden, *side)`` on hidden states of `shape`, cut where they come in."""
-    graphs = []
+    recorder = Recorder()
 
     def model(embeddings, *side):
         return after(embeddings * 2, *side)
 
-    def backend(module, inputs):
-        graphs.append(module)
-        return module.forward
-
     embeddings = torch.randn(shape)
-    torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(embeddings, *side)
-    (module,) = graphs
+    torch.compile(model, backend=recorder, fullgraph=True, dynamic=dynamic)(embeddings, *side)
+    (module,) = recorder.modules
     source = next(node for node in module.graph.find_nodes(op="placeholder") if example_tensor(node) is not None)
     cut = next(iter(source.users))
     return probe(module.graph, source, [cut])
