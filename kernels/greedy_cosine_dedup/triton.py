@@ -134,9 +134,8 @@ def _compare(
         near = (cosine > tl.cast(threshold, tl.float32)) & valid[None, :]
         if inside:
             words = _pack(tl.reshape(near, [TILE * (TILE // 32), 32]))
-            where = (
-                (strip * TILE + lane)[:, None] * (BLOCK // 32) + tile * (TILE // 32) + tl.arange(0, TILE // 32)[None, :]
-            )
+            word = tile * (TILE // 32) + tl.arange(0, TILE // 32)
+            where = (strip * TILE + lane)[:, None] * (BLOCK // 32) + word[None, :]
             tl.store(pairs + batch * BLOCK * (BLOCK // 32) + where, tl.reshape(words, [TILE, TILE // 32]))
         else:
             seen = seen | tl.max(near.to(tl.int32), 1)

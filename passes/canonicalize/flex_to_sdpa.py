@@ -185,6 +185,7 @@ def _with_closures(
     score_buffers: tuple[Tensor, ...],
     buffers: tuple[Tensor, ...],
 ) -> Any:
+    """Call flex_attention with closures over what it captured; the arguments are those of torch's operator."""
     *blocks, mask_fn = block_mask
     return flex_attention(
         query,

@@ -5,53 +5,72 @@ from __future__ import annotations
 import importlib.util
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import check_folders, fail
+from .options import Json, Layers, Retentions, refuse_given
+
+if TYPE_CHECKING:
+    from sharp_compile.tools.bench.run import Request
 
 _TIMED = ("repeats", "decode", "eager", "plot_time", "plot_speedup")
 _DTYPES = ("float32", "bfloat16", "float16")
 
+Model = Annotated[str, typer.Option(help="A decoder by name; a wrong one lists them.")]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Scale the model to this hidden size.  [default: 512; with --meta: the model's own]"),
+]
+FullSize = Annotated[bool, typer.Option("--full-size", help="Do not scale the model.")]
+Depth = Annotated[int | None, typer.Option(min=2, help="Layers.  [default: the model's own]")]
+Tokens = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1, help="Visual tokens, may be repeated.  [default: 4096, 4116 with --vision; with --meta: 6273, 6272]"
+    ),
+]
+Stages = Annotated[
+    list[str] | None, typer.Option(help="Several cuts instead, as LAYER:SHARE,LAYER:SHARE; may be repeated.")
+]
+Selectors = Annotated[list[str], typer.Option(help="Rules, may be repeated.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32; with --meta: bfloat16]")
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each way.")]
+Decode = Annotated[int, typer.Option(min=0, help="Decoding steps that are timed; 0 for none.")]
+Eager = Annotated[bool, typer.Option(help="Also time eager mode and FastV patched by hand.")]
+Vision = Annotated[
+    bool, typer.Option("--vision", help="Put a vision tower in front: SigLIP, 196 tokens a frame, scaled alike.")
+]
+Mask = Annotated[bool, typer.Option(help="Give an attention mask, as processors do.")]
+Meta = Annotated[bool, typer.Option("--meta", help="Count instead of running: no time, any size.")]
+PlotTime = Annotated[Path | None, typer.Option(help="Draw time against tokens into this PNG file.")]
+PlotSpeedup = Annotated[Path | None, typer.Option(help="Draw speed-up against retention into this PNG file.")]
+
 
 def bench(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="A decoder by name; a wrong one lists them.")] = "qwen2-7b",
-    width: Annotated[
-        int | None,
-        typer.Option(help="Scale the model to this hidden size.  [default: 512; with --meta: the model's own]"),
-    ] = None,
-    full_size: Annotated[bool, typer.Option("--full-size", help="Do not scale the model.")] = False,
-    layers: Annotated[int | None, typer.Option(min=2, help="Layers.  [default: the model's own]")] = None,
-    tokens: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1, help="Visual tokens, may be repeated.  [default: 4096, 4116 with --vision; with --meta: 6273, 6272]"
-        ),
-    ] = None,
-    retention: Annotated[list[float], typer.Option(help="Shares of the visual tokens kept, may be repeated.")] = [0.10],  # noqa: B006
-    layer: Annotated[list[int], typer.Option(help="Layers after which the others are dropped, may be repeated.")] = [1],  # noqa: B006
-    stages: Annotated[
-        list[str] | None, typer.Option(help="Several cuts instead, as LAYER:SHARE,LAYER:SHARE; may be repeated.")
-    ] = None,
-    selector: Annotated[list[str], typer.Option(help="Rules, may be repeated.")] = ["sharp"],  # noqa: B006
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.  [default: float32; with --meta: bfloat16]")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each way.")] = 5,
-    decode: Annotated[int, typer.Option(min=0, help="Decoding steps that are timed; 0 for none.")] = 8,
-    eager: Annotated[bool, typer.Option(help="Also time eager mode and FastV patched by hand.")] = True,
-    vision: Annotated[
-        bool, typer.Option("--vision", help="Put a vision tower in front: SigLIP, 196 tokens a frame, scaled alike.")
-    ] = False,
-    mask: Annotated[bool, typer.Option(help="Give an attention mask, as processors do.")] = True,
-    meta: Annotated[bool, typer.Option("--meta", help="Count instead of running: no time, any size.")] = False,
-    plot_time: Annotated[Path | None, typer.Option(help="Draw time against tokens into this PNG file.")] = None,
-    plot_speedup: Annotated[
-        Path | None, typer.Option(help="Draw speed-up against retention into this PNG file.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
+    model: Model = "qwen2-7b",
+    width: Width = None,
+    full_size: FullSize = False,
+    layers: Depth = None,
+    tokens: Tokens = None,
+    retention: Retentions = [0.10],  # noqa: B006 - typer copies it, and others below
+    layer: Layers = [1],  # noqa: B006
+    stages: Stages = None,
+    selector: Selectors = ["sharp"],  # noqa: B006
+    dtype: Dtype = None,
+    repeats: Repeats = 5,
+    decode: Decode = 8,
+    eager: Eager = True,
+    vision: Vision = False,
+    mask: Mask = True,
+    meta: Meta = False,
+    plot_time: PlotTime = None,
+    plot_speedup: PlotSpeedup = None,
+    json: Json = None,
 ) -> None:
     """Time the prefill of a decoder with random weights: eager, Inductor, FastV by hand, and sharp.
 
@@ -60,10 +79,7 @@ def bench(
     cache and peak memory of models of any size.
     """
     if meta:
-        for name in _TIMED:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                fail(f"--{name.replace('_', '-')} is for what is run, without --meta")
+        refuse_given(context, _TIMED, "for what is run, without --meta")
     if full_size and width is not None:
         fail(f"--width {width}: give it or --full-size, not both")
     dtype = dtype or ("bfloat16" if meta else "float32")
@@ -73,12 +89,8 @@ def bench(
     if (plot_time or plot_speedup) and importlib.util.find_spec("matplotlib") is None:
         fail("--plot-time and --plot-speedup need matplotlib: pip install 'sharp-compile[bench]'")
 
-    from sharp_compile import CannotPrune
-    from sharp_compile.options import Config
-    from sharp_compile.tools import results_io
-    from sharp_compile.tools.bench import BenchError
     from sharp_compile.tools.bench.decoders import SHAPES
-    from sharp_compile.tools.bench.run import Request, count, fits, run
+    from sharp_compile.tools.bench.run import Request
 
     if model not in SHAPES:
         fail(f"--model {model}: there are {', '.join(SHAPES)}")
@@ -91,9 +103,20 @@ def bench(
     request = Request(
         model, scaled, layers, tokens or [usual], cuts, selector, dtype, repeats, decode, eager, vision, mask
     )
+    _bench(request, meta, plot_time, plot_speedup, json)
+
+
+def _bench(request: Request, meta: bool, plot_time: Path | None, plot_speedup: Path | None, json: Path | None) -> None:
+    """Count or run what is asked for, and write what it gave."""
+    from sharp_compile import CannotPrune
+    from sharp_compile.options import Config
+    from sharp_compile.tools import results_io
+    from sharp_compile.tools.bench import BenchError
+    from sharp_compile.tools.bench.run import count, fits, run
+
     try:
-        for cut, each in product(cuts, selector):
-            for parsed in Config.parse({**cut, "selector": each}).cuts:
+        for cut, selector in product(request.cuts, request.selectors):
+            for parsed in Config.parse({**cut, "selector": selector}).cuts:
                 if parsed.layer + 1 >= request.depth:
                     fail(f"--layer {parsed.layer}: the model has {request.depth} layers, and one must follow")
         if meta:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import check_folders, fail
-from .options import Layer, Retention, Selector
+from .options import Json, Layer, Retention, Selector
 
 
 def demo(
@@ -27,7 +27,7 @@ def demo(
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from the video, at even distances.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 5,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sharp-demo.png"),
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
+    json: Json = None,
 ) -> None:
     """Run a video through two models, pruned and unpruned: a table of times, a picture of what is kept.
 

@@ -3,62 +3,67 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import check_folders, fail
+from .options import Json, Layers, Retentions, refuse_given
 
 if TYPE_CHECKING:
-    from sharp_compile.tools.evaluation.benchmarks import Request
-    from sharp_compile.tools.evaluation.variants import Way
+    from sharp_compile.tools.evaluation.benchmarks import Request as BenchmarkRequest
+    from sharp_compile.tools.evaluation.run import Request as TrainedRequest
 
 
 # Options that mean something for one of the two only.
 _OF_TRAINED = ("world", "questions", "seed", "trained", "plot")
 _OF_CHECKPOINTS = ("task", "limit", "include", "frames", "trust_remote_code")
 
+Selectors = Annotated[
+    list[str], typer.Option(help="Rules to compare, may be repeated; uniform and random are always among them.")
+]
+Worlds = Annotated[list[str] | None, typer.Option(help="sparse, clutter or crowded, may be repeated.  [default: all]")]
+Questions = Annotated[int, typer.Option(min=2, help="Questions in each world, each on a video of its own.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the held-out videos and questions.")]
+Trained = Annotated[int, typer.Option(help="Which of the trained models: its training seed.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw accuracy against retention into this PNG file.")]
+Model = Annotated[
+    str | None, typer.Option(help="A checkpoint in place of the trained models: a folder, or a name on the hub.")
+]
+Tasks = Annotated[list[str] | None, typer.Option(help="A task of lmms-eval for the checkpoint, may be repeated.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions of each task.")]
+Include = Annotated[Path | None, typer.Option(help="A folder with tasks of your own.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames taken from each video of a task.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with the checkpoint run.")
+]
+Inner = Annotated[
+    str | None,
+    typer.Option(
+        help="The Dynamo backend that compiles the pruned graph.  [default: eager; inductor for a checkpoint]"
+    ),
+]
+
 
 def evaluate(
     context: typer.Context,
-    selector: Annotated[
-        list[str], typer.Option(help="Rules to compare, may be repeated; uniform and random are always among them.")
-    ] = ["sharp", "fastv", "diversity"],  # noqa: B006 - typer copies it
-    retention: Annotated[list[float], typer.Option(help="Shares of the visual tokens kept, may be repeated.")] = [  # noqa: B006
-        0.10,
-        0.05,
-    ],
-    layer: Annotated[
-        list[int], typer.Option(help="Decoder layers after which the others are dropped, may be repeated.")
-    ] = [1, 0],  # noqa: B006
-    world: Annotated[
-        list[str] | None, typer.Option(help="sparse, clutter or crowded, may be repeated.  [default: all]")
-    ] = None,
-    questions: Annotated[int, typer.Option(min=2, help="Questions in each world, each on a video of its own.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Of the held-out videos and questions.")] = 0,
-    trained: Annotated[int, typer.Option(help="Which of the trained models: its training seed.")] = 1,
-    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against retention into this PNG file.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint in place of the trained models: a folder, or a name on the hub.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="A task of lmms-eval for the checkpoint, may be repeated.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions of each task.")] = None,
-    include: Annotated[Path | None, typer.Option(help="A folder with tasks of your own.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video of a task.")] = 32,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that comes with the checkpoint run.")
-    ] = False,
-    inner: Annotated[
-        str | None,
-        typer.Option(
-            help="The Dynamo backend that compiles the pruned graph.  [default: eager; inductor for a checkpoint]"
-        ),
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file as well.")] = None,
+    selector: Selectors = ["sharp", "fastv", "diversity"],  # noqa: B006 - typer copies it, and others below
+    retention: Retentions = [0.10, 0.05],  # noqa: B006
+    layer: Layers = [1, 0],  # noqa: B006
+    world: Worlds = None,
+    questions: Questions = 300,
+    seed: Seed = 0,
+    trained: Trained = 1,
+    plot: Plot = None,
+    model: Model = None,
+    task: Tasks = None,
+    limit: Limit = None,
+    include: Include = None,
+    frames: Frames = 32,
+    trust_remote_code: TrustRemoteCode = False,
+    inner: Inner = None,
+    json: Json = None,
 ) -> None:
     """Let a pruned model answer questions about videos: accuracy for every rule, retention and layer.
 
@@ -66,15 +71,10 @@ def evaluate(
     videos that its training has not seen. With ``--model`` and ``--task`` a checkpoint answers benchmarks through
     lmms-eval; ``--limit``, ``--include``, ``--frames`` and ``--trust-remote-code`` belong to these.
     """
-    unused, why = (
-        (_OF_CHECKPOINTS, "only for a checkpoint, which --model names")
-        if model is None
-        else (_OF_TRAINED, "only for the trained models that come with the package, without --model")
-    )
-    for name in unused:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            fail(f"--{name.replace('_', '-')} is {why}")
+    if model is None:
+        refuse_given(context, _OF_CHECKPOINTS, "only for a checkpoint, which --model names")
+    else:
+        refuse_given(context, _OF_TRAINED, "only for the trained models that come with the package, without --model")
     check_folders(plot, json)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         fail("--plot needs matplotlib: pip install 'sharp-compile[bench]'")
@@ -82,6 +82,8 @@ def evaluate(
         fail(f"--model {model}: say with --task what it is to answer")
 
     from sharp_compile.options import Config
+    from sharp_compile.tools.evaluation import benchmarks, run
+    from sharp_compile.tools.evaluation.scenes import WORLDS
     from sharp_compile.tools.evaluation.variants import ways
 
     inner = inner or ("eager" if model is None else "inductor")
@@ -91,43 +93,32 @@ def evaluate(
             Config.parse(way.options(inner))
     except ValueError as error:
         fail(error)
-
     try:
         if model is None:
-            _trained(trained, world, asked, questions, seed, inner, json, plot)
+            _trained(run.Request(trained, world or list(WORLDS), asked, questions, seed, inner), json, plot)
         else:
-            from sharp_compile.tools.evaluation.benchmarks import Request
-
-            _benchmarks(Request(model, task or [], asked, inner, limit, include, frames, trust_remote_code), json)
+            _benchmarks(
+                benchmarks.Request(model, task or [], asked, inner, limit, include, frames, trust_remote_code), json
+            )
     except OSError as error:
         fail(error)
 
 
-def _trained(
-    trained: int,
-    world: list[str] | None,
-    ways: Sequence[Way],
-    questions: int,
-    seed: int,
-    inner: str,
-    json: Path | None,
-    plot: Path | None,
-) -> None:
+def _trained(request: TrainedRequest, json: Path | None, plot: Path | None) -> None:
     from sharp_compile.tools import results_io
     from sharp_compile.tools.evaluation import MODELS
-    from sharp_compile.tools.evaluation.run import Request, run
+    from sharp_compile.tools.evaluation.run import run
     from sharp_compile.tools.evaluation.scenes import WORLDS
     from sharp_compile.tools.evaluation.score import NotPruned
 
-    worlds = world or list(WORLDS)
-    for name in worlds:
+    for name in request.worlds:
         if name not in WORLDS:
             fail(f"--world {name}: there are {', '.join(WORLDS)}")
     there = sorted(int(folder.name.removeprefix("seed-")) for folder in MODELS.glob("seed-*"))
-    if trained not in there:
-        fail(f"--trained {trained}: there are models of the seeds {', '.join(map(str, there))}")
+    if request.seed not in there:
+        fail(f"--trained {request.seed}: there are models of the seeds {', '.join(map(str, there))}")
     try:
-        rows = run(Request(trained, worlds, ways, questions, seed, inner))
+        rows = run(request)
     except NotPruned as error:
         fail(error)
     if json is not None:
@@ -138,7 +129,7 @@ def _trained(
         results_io.write(plot, accuracy_plot(rows))
 
 
-def _benchmarks(request: Request, json: Path | None) -> None:
+def _benchmarks(request: BenchmarkRequest, json: Path | None) -> None:
     from rich.console import Console
 
     from sharp_compile.tools import results_io

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import check_folders, fail
-from .options import Layer, Retention, Selector
+from .options import Json, Layer, Retention, Selector
 
 
 def explain(
@@ -32,7 +32,7 @@ def explain(
     layer: Layer = 1,
     selector: Selector = "sharp",
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("sharp-explain.html"),
-    json: Annotated[Path | None, typer.Option(help="Write the facts to this file as well.")] = None,
+    json: Json = None,
 ) -> None:
     """Run one video through a model and write an HTML page: what each token scored, what was dropped, and why.
 

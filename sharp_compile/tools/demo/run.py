@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sharp_compile.tools.demo.row import Row
 from sharp_compile.tools.evaluation.scenes import WORLDS
 from sharp_compile.tools.evaluation.score import NotPruned
 from sharp_compile.tools.suppressed_logs import suppress_logs
-from sharp_compile.tools.timing import interleave
+from sharp_compile.tools.timing import Timing, interleave
 from sharp_compile.tools.weight_sharing import weight_sharing_copy
 
 CLIP = Path(__file__).with_name("clip.mp4")
@@ -142,20 +142,33 @@ def _one(
     )
     layer, kept = _cut(source.name, sharp_compile.reports())
 
-    baseline = timings["inductor"].median
+    lengths = {name: measure.cache_lengths(outputs[name]) for name in _WAYS}
+    rows = _rows(case, request, timings, flops, lengths, (layer, kept.shape[1]))
+    return rows, _section(case, clip, kept[0], rows)
+
+
+def _rows(
+    case: models.Case,
+    request: Request,
+    timings: Mapping[str, Timing],
+    flops: Mapping[str, measure.Flops],
+    cache_lengths: Mapping[str, list[int]],
+    cut: tuple[int | None, int],
+) -> list[Row]:
+    """Return the rows of one model from what was measured of each way, and the layer and length of the cut."""
+    layer, pruned_length = cut
     rows = []
     for name in _WAYS:
         is_sharp = name == "sharp"
-        speedup = baseline / timings[name].median
+        speedup = timings["inductor"].median / timings[name].median
         limit = flops["inductor"].prefill / flops[name].prefill
-        lengths = measure.cache_lengths(outputs[name])
         rows.append(
             Row(
                 name=name,
-                model=source.name,
-                layers=len(lengths),
+                model=case.name,
+                layers=len(cache_lengths[name]),
                 sequence_length=case.sequence_length,
-                pruned_length=kept.shape[1] if is_sharp else case.sequence_length,
+                pruned_length=pruned_length if is_sharp else case.sequence_length,
                 retention=request.retention if is_sharp else 1.0,
                 layer=layer if is_sharp else None,
                 median_s=timings[name].median,
@@ -165,11 +178,11 @@ def _one(
                 fraction_of_limit=speedup / limit,
                 compile_s=timings[name].compilation,
                 decoder_flops=flops[name].decoder,
-                cache_lengths=lengths,
+                cache_lengths=cache_lengths[name],
                 picture=str(request.output) if is_sharp and case.grid is not None else None,
             )
         )
-    return rows, _section(case, clip, kept[0], rows)
+    return rows
 
 
 def _cut(name: str, reports: Sequence[GraphReport]) -> tuple[int | None, torch.Tensor]:

@@ -83,17 +83,9 @@ def evaluate(
         NotPruned: at the first question with something to see that runs unpruned, with the backend's reasons.
     """
     config = None if options is None else Config.parse(options)
-    try:
-        installed = importlib.util.find_spec("lmms_eval") is not None
-    except ValueError:
-        installed = False
-    if not installed:
-        raise LmmsError("evaluating on benchmarks needs lmms-eval: pip install 'sharp-compile[eval]'")
+    _check_installed()
     # lmms-eval, and what it imports of transformers, need torchvision.
     make_importable()
-    from lmms_eval import evaluator
-    from tenacity import RetryError
-
     from .lmms_model import ChatModel
 
     manager = _find(tasks, include)
@@ -107,19 +99,7 @@ def evaluate(
         # A question that is answered unpruned ends the evaluation.
         sharp_compile.compile(loaded, **{"on_skip": "silent", **options})
     answering = ChatModel(loaded, processor, frames, must_prune)
-    try:
-        results = evaluator.simple_evaluate(
-            answering, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
-        )
-    except RetryError as error:
-        raise LmmsError(f"{', '.join(tasks)}: {brief(error.last_attempt.exception())}") from error
-    except AssertionError as error:
-        if "generation only" not in str(error):
-            raise
-        raise LmmsError(f"{', '.join(tasks)}: only tasks whose answers are generated are served") from error
-    except SystemExit as error:  # some tasks end the process where they find no video
-        raise LmmsError(str(error)) from error
-    rows = _rows(results)
+    rows = _rows(_answer(answering, tasks, limit, manager))
     if not rows:
         raise LmmsError(f"{', '.join(tasks)}: lmms-eval reports no number for it, others grade its answers")
     if config is None:
@@ -134,6 +114,35 @@ def evaluate(
         )
         for row in rows
     ]
+
+
+def _check_installed() -> None:
+    try:
+        installed = importlib.util.find_spec("lmms_eval") is not None
+    except ValueError:
+        installed = False
+    if not installed:
+        raise LmmsError("evaluating on benchmarks needs lmms-eval: pip install 'sharp-compile[eval]'")
+
+
+def _answer(model: Any, tasks: Sequence[str], limit: int | None, manager: Any) -> Mapping[str, Any]:
+    """Return what lmms-eval reports of a model's answers; its ways to fail become errors of ours."""
+    from lmms_eval import evaluator
+    from tenacity import RetryError
+
+    try:
+        results: Mapping[str, Any] = evaluator.simple_evaluate(
+            model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0
+        )
+    except RetryError as error:
+        raise LmmsError(f"{', '.join(tasks)}: {brief(error.last_attempt.exception())}") from error
+    except AssertionError as error:
+        if "generation only" not in str(error):
+            raise
+        raise LmmsError(f"{', '.join(tasks)}: only tasks whose answers are generated are served") from error
+    except SystemExit as error:  # some tasks end the process where they find no video
+        raise LmmsError(str(error)) from error
+    return results
 
 
 def _find(tasks: Sequence[str], include: Path | None) -> Any:
