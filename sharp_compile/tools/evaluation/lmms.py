@@ -102,15 +102,18 @@ def evaluate(
     rows = _rows(_answer(answering, tasks, limit, manager))
     if not rows:
         raise LmmsError(f"{', '.join(tasks)}: lmms-eval reports no number for it, others grade its answers")
-    if config is None:
-        return rows
+    return rows if config is None else _pruned_rows(rows, config, answering.layer)
+
+
+def _pruned_rows(rows: Sequence[Row], config: Config, layer: int | None) -> list[Row]:
+    """Return the rows as those of a model that was pruned, at ``layer`` if another was meant than is asked for."""
     cut = config.cuts[-1]
     return [
         replace(
             row,
             selector=str(getattr(config.selector, "__name__", config.selector)),
             retention=cut.numerator / cut.denominator,
-            layer=cut.layer if answering.layer is None else answering.layer,
+            layer=cut.layer if layer is None else layer,
         )
         for row in rows
     ]
