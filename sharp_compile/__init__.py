@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from . import patches, requirements
+from . import moved_modules, patches, requirements
 
 requirements.check("torch", "transformers")
 
@@ -38,5 +38,6 @@ __all__ = [
     "visual_tokens",
 ]
 
+moved_modules.install()
 accelerate.install()
 generation.install()

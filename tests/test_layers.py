@@ -28,7 +28,7 @@ DATA = {
     "patches",
     "selector_registry",
 }
-API = {"api", "explain", ""}
+API = {"api", "explain", "moved_modules", ""}
 FLOORS = ["data", "kernels", "selectors", "passes", "backend", "api", "tools"]
 # `Explanation.to_html` is a door to a tool, which is loaded when it is opened.
 DOORS = {("sharp_compile.explain", "sharp_compile.tools.html_report.write")}

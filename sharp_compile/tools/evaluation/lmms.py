@@ -106,7 +106,7 @@ def evaluate(
 
 
 def _pruned_rows(rows: Sequence[Row], config: Config, layer: int | None) -> list[Row]:
-    """Return the rows as those of a model that was pruned, at ``layer`` if another was meant than is asked for."""
+    """Return the rows as those of a pruned model; ``layer`` is where its last graph was cut, None if unknown."""
     cut = config.cuts[-1]
     return [
         replace(
