@@ -48,9 +48,10 @@ def listing(graph: Graph) -> str:
     return "".join(f"{node.name}: {_held(node)} = {_call(node)}\n" for node in graph.nodes)
 
 
-def assert_golden(name: str, **graphs: Graph) -> None:
+def assert_golden(name: str, **graphs: Graph | str) -> None:
     """Compare listings of graphs with the file of that name; ``SHARP_UPDATE_GOLDENS=1`` writes it anew, to be read."""
-    text = "\n".join(f"# {title}\n{listing(graph)}" for title, graph in graphs.items())
+    listings = {title: each if isinstance(each, str) else listing(each) for title, each in graphs.items()}
+    text = "\n".join(f"# {title.replace('_', ' ')}\n{lines}" for title, lines in listings.items())
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("SHARP_UPDATE_GOLDENS"):
         path.parent.mkdir(exist_ok=True)

@@ -8,21 +8,25 @@ import torch.nn.functional as F
 from sharp_compile.passes.analysis.attention import find_attention
 from sharp_compile.passes.analysis.cut_sites import find_cut_sites
 from sharp_compile.passes.analysis.decoder import find_decoder
+from sharp_compile.passes.analysis.injection import find_injections
+from sharp_compile.passes.canonicalize.flex_to_sdpa import lower_flex_to_sdpa, restore_flex
 from sharp_compile.passes.canonicalize.functionalize import make_functional, make_injections_functional
 from sharp_compile.passes.canonicalize.static_cache import find_slack
 from sharp_compile.passes.canonicalize.whole_slices import write_whole_slices
 from sharp_compile.passes.fx.emit import Emitter
 from sharp_compile.passes.fx.nodes import copy_of
+from sharp_compile.passes.pipeline import prune
 from sharp_compile.passes.rewrite.early_gather import hoist
 from sharp_compile.passes.rewrite.lazy_queries import query_module
 from sharp_compile.passes.rewrite.segment_mask import emit_segment_mask
 from sharp_compile.passes.rewrite.shrink import Shrinker
 from sharp_compile.passes.rewrite.tail import follow_full
 from sharp_compile.passes.token_dim.solver import probe
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from sharp_compile.options import Cut
+from sharp_compile.options import Config, Cut
 from sharp_compile.sharp_options import parse_segment
-from tests.graphs import Recorder, assert_golden, dynamo_graph
+from tests.graphs import Recorder, assert_golden, dynamo_graph, listing
 from tests.toy import Toy, toy_inputs
 
 S, C = 6, 4
@@ -70,6 +74,20 @@ def test_whole_slices():
     before = copy.deepcopy(module.graph)
     write_whole_slices(module.graph)
     assert_golden("whole_slices", before=before, after=module.graph)
+
+
+def test_flex_to_sdpa():
+    blocks = create_block_mask(lambda b, h, q, k: q >= k, None, None, S, S, "cpu")
+    module = dynamo_graph(
+        lambda states: flex_attention(states, states, states, block_mask=blocks), torch.randn(1, 2, S, C)
+    )
+    before = copy.deepcopy(module.graph)
+    emit = Emitter(module, trace=True)
+    lowered = lower_flex_to_sdpa(emit, source(module))
+    lowered_graph = copy.deepcopy(module.graph)
+    restore_flex(emit, lowered)
+    module.graph.eliminate_dead_code()
+    assert_golden("flex_to_sdpa", before=before, lowered=lowered_graph, restored=module.graph)
 
 
 def test_static_cache():
@@ -144,6 +162,27 @@ def test_tail():
     after = copy_of(module)
     assert follow_full(after, 0) is not None
     assert_golden("tail", before=before, after=after.graph)
+
+
+def test_finalize():
+    """What is returned: fewer tokens, the number of all of them, and behind these what the selection tells."""
+
+    def injected(embeddings, features, mask, weight):
+        hidden = embeddings.masked_scatter(mask.unsqueeze(-1), features)
+        for _ in range(2):
+            hidden = layer(hidden, weight)
+        return hidden, hidden.shape[1]
+
+    embeddings, mask = torch.randn(1, S, C), torch.tensor([[False, True, True, True, True, False]])
+    for each in (embeddings, mask):
+        torch._dynamo.mark_dynamic(each, 1)
+    module = dynamo_graph(injected, embeddings, torch.randn(4, C), mask, torch.randn(C, C))
+    (injection,) = find_injections(module.graph)
+    options = {"layer": 0, "retention": 0.5, "selector": "uniform", "hoist": False}
+    pruned = prune(module, injection, Config.parse(options))
+    # The selection in the middle has a hundred nodes, of which other tests tell.
+    _, behind = listing(pruned.module.graph).split("normed_1: ")
+    assert_golden("finalize", before=module.graph, behind_the_cut=f"normed_1: {behind}")
 
 
 # Of the selection: a sort for each cut, and what is gathered. A hoisted layer has its norm twice.
