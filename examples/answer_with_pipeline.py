@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{question} {said['generated_text'].strip()} (right: {right})")
     for report in sharp_compile.reports():
         if report.pruned:
-            print(f"{report.sequence_length} -> {report.pruned_length} tokens behind layer {report.layer}")
+            print(f"{report.sequence_length} -> {report.pruned_length} tokens after layer {report.layer}")
 
 
 def rendered() -> Iterator[tuple[Any, str, str]]:

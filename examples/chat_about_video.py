@@ -2,7 +2,7 @@
 
     python examples/chat_about_video.py
 
-Pruning happens in the first turn. What the cache then holds is short behind the cut, and stays so: each later turn adds
+Pruning happens in the first turn. What the cache then holds is short after the cut, and stays so: each later turn adds
 its own tokens to all layers. The model is the small trained one that comes with the package. It was trained on one
 question to a video: what it says in later turns is shown beside what the full model says, and measures nothing.
 """
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def chat(model: Any, tokenizer: Any, exam: Exam) -> list[tuple[str, str, list[int]]]:
-    """The questions, the answers, and the number of tokens that each layer's cache holds behind them."""
+    """The questions, the answers, and the number of tokens that each layer's cache holds after them."""
     cache, said = None, []
     ids = prompt_ids(tokenizer, exam.questions)
     later = [each for each in questions(exam.scenes[0]) if each != exam.questions[0]]

@@ -43,7 +43,7 @@ def main() -> None:
     length, short = int(report.sequence_length or 0), int(report.pruned_length or 0)
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2), sharey=True, layout="constrained")
-    for axis, graph, title in ((axes[0], before, "before"), (axes[1], after, f"after: cut behind layer {LAYER}")):
+    for axis, graph, title in ((axes[0], before, "before"), (axes[1], after, f"after: cut after layer {LAYER}")):
         draw(axis, graph, length, short)
         axis.set_title(f"{title} ({len(graph)} nodes)")
     axes[0].set_ylabel("tokens of a node's result")

@@ -4,7 +4,7 @@
 
 The small trained model that comes with the package is taught to say "left" for right and "right" for left. That takes
 longer than this; what is to be seen in a few steps is that the loss falls. The base model stays as it is; gradients
-reach the adapters of the layers before the cut and behind it, through the tokens that are kept. With labels, the loss
+reach the adapters of the layers before the cut and after it, through the tokens that are kept. With labels, the loss
 is that of the kept positions. Needs the extra `examples` (PEFT).
 """
 
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     changed = {name for name, parameter in model.named_parameters() if not parameter.equal(before[name])}
     print(f"changed: {len(changed)} adapter matrices, {sum('lora_' not in name for name in changed)} others")
     report = next(report for report in sharp_compile.reports() if report.pruned)
-    print(f"{report.sequence_length} -> {report.pruned_length} tokens behind layer {report.layer}")
+    print(f"{report.sequence_length} -> {report.pruned_length} tokens after layer {report.layer}")
 
 
 def where_questions(count: int, seed: int) -> Exam:
@@ -72,7 +72,7 @@ def where_questions(count: int, seed: int) -> Exam:
 
 
 def prompts(tokenizer: Any, exam: Exam, rows: slice) -> dict[str, Tensor]:
-    """Prompts with their mirrored answers behind them, which alone are labels."""
+    """Prompts with their mirrored answers after them, which alone are labels."""
     words = [MIRRORED[question.answer] for question in exam.questions[rows]]
     answers = torch.tensor(tokenizer.convert_tokens_to_ids(words))
     ids = torch.cat([prompt_ids(tokenizer, exam.questions[rows]), answers[:, None]], dim=1)

@@ -40,7 +40,7 @@ from sharp_compile.tools.evaluation.scenes import FRAMES, GRID, Scene, draw, obj
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 PAD, BEGIN, END, IMAGE, VIDEO = (IDS[word] for word in SPECIAL)
 TOKENS = GRID * GRID  # visual tokens of a frame
-QUESTIONS = 12  # packed behind a video
+QUESTIONS = 12  # packed after a video
 WORDS = 5  # of a question with its answer
 
 
@@ -226,7 +226,7 @@ def show(
 
 
 def answers(model: transformers.LlavaOnevisionForConditionalGeneration, batch: Batch) -> torch.Tensor:
-    """Logits behind each question and each answer: [B, QUESTIONS, 2, vocabulary]."""
+    """Logits after each question and each answer: [B, QUESTIONS, 2, vocabulary]."""
     whole, size = model.model, len(batch.video)
     states = whole.vision_tower(batch.video.flatten(0, 1), output_hidden_states=True).hidden_states[-1]
     features = whole.apply_pooling(whole.multi_modal_projector(states)).reshape(size, -1, 128)

@@ -27,7 +27,7 @@ from sharp_compile.tools.suppressed_logs import suppress_logs
 def motion(ctx: sharp_compile.Context) -> Tensor:
     """How much each token differs from the one at its place in the frame before; 1 in the first frame.
 
-    For frames of one size, one right behind the other.
+    For frames of one size, one right after the other.
     """
     position = torch.arange(ctx.frame.shape[1], device=ctx.frame.device)
     # The first token of each token's frame, and how far a frame is from the next.
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     model, tokenizer = load(MODELS / "seed-1")
     exams = [hold_out(world, given.questions, seed=1) for world in given.world or WORLDS]
-    print(f"right answers in percent, with {given.retention:.0%} of the tokens behind layer {given.layer}")
+    print(f"right answers in percent, with {given.retention:.0%} of the tokens after layer {given.layer}")
     print("rule".ljust(10), *(exam.world.rjust(8) for exam in exams))
     for selector in (motion, "sharp", "random"):
         # Inductor gives the same answers, and takes longer than they do.

@@ -1,6 +1,6 @@
 """From scores to kept positions: the rule "What is kept".
 
-A row keeps, in this order, as long as there is room: text, visual tokens by score up to its own share, padding behind
+A row keeps, in this order, as long as there is room: text, visual tokens by score up to its own share, padding after
 or between real tokens, the other visual tokens by score, and padding in front of its first real token.
 """
 

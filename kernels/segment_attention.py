@@ -81,7 +81,7 @@ def _chunk(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: fl
 
 
 def _visible(segment: Tensor, start: int) -> tuple[slice, slice, Tensor]:
-    """Return the rows of a chunk, the keys that are not all behind it, and which of these they see."""
+    """Return the rows of a chunk, the keys that are not all after it, and which of these they see."""
     end = min(start + _CHUNK, segment.shape[1])
     rows, seen = slice(start, end), slice(0, end)
     position = torch.arange(end, device=segment.device)

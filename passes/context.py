@@ -34,7 +34,7 @@ class PassContext:
         injection: where the visual features are.
         config: the options.
 
-        slack: canonicalize: the buffers of preallocated caches, with unused slots behind the tokens.
+        slack: canonicalize: the buffers of preallocated caches, with unused slots after the tokens.
         flex: canonicalize: the fused attentions that stand for flex_attention.
 
         decoder: analyze: the layers.
@@ -47,12 +47,12 @@ class PassContext:
         steering: analyze: the segments that the forward pass up to the first cut is masked by; None without.
 
         hoisted: plan: the scoring layer whose cut was moved to its input; None where it stays.
-        plans: plan: how each node behind a cut runs on fewer tokens.
+        plans: plan: how each node after a cut runs on fewer tokens.
         queries: plan: the queries of the hoisted layer as a function of positions, and its inputs.
         least: plan: the fewest tokens that may be left of a row.
-        returned_lengths: plan: the numbers of tokens behind a cut that the graph returns, less S, each.
+        returned_lengths: plan: the numbers of tokens after a cut that the graph returns, less S, each.
 
-        stages: rewrite: the kept tokens behind each cut.
+        stages: rewrite: the kept tokens after each cut.
         lengths: rewrite: by the names of a report; numbers, or the nodes of symbolic ones.
         aux_outputs: rewrite: what the graph returns beside its own results, by name.
     """
@@ -90,7 +90,7 @@ class PassContext:
 
     @property
     def cuts(self) -> list[Node]:
-        """The nodes ``[B, S, C]`` behind which there are fewer tokens, by what is known of hoisting."""
+        """The nodes ``[B, S, C]`` after which there are fewer tokens, by what is known of hoisting."""
         cuts = [site.after for site in self.sites]
         return cuts if self.hoisted is None else [self.hoisted.entry, *cuts[1:]]
 
@@ -109,7 +109,7 @@ class PruneResult:
         aux_outputs: the names of the auxiliary outputs: those that a report has by these names, and ``text``, the
             number of text tokens of each row, ``[B]`` int64.
         returned: those of the graph's own results that are shortened.
-        states: the places of those that are hidden states ``[B, S', C]`` behind the last cut.
+        states: the places of those that are hidden states ``[B, S', C]`` after the last cut.
         least: the fewest tokens that may be left of a row.
     """
 

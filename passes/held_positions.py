@@ -43,11 +43,11 @@ def asks_for_positions(graph: Graph) -> list[Node]:
 
 
 def tell_kept_positions(graph: Graph, stages: Mapping[Node, int], kept: Sequence[Node]) -> None:
-    """Answer with the kept positions where the keys are behind a cut.
+    """Answer with the kept positions where the keys are after a cut.
 
     Args:
         graph: A pruned graph.
-        stages: The number of cuts that a node is behind; nodes in front of all cuts may be missing.
+        stages: The number of cuts that a node is after; nodes in front of all cuts may be missing.
         kept: For each cut, the node of its kept positions ``[B, S']`` in the whole sequence.
     """
     for node in asks_for_positions(graph):

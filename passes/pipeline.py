@@ -2,8 +2,8 @@
 
     canonicalize    the same graph, in a form that shows more
     analyze         find the decoder, the sites of the cuts, padding; whatever is unknown declines
-    plan            prove how each node behind a cut runs on fewer tokens
-    rewrite         add the selection, shorten what comes behind
+    plan            prove how each node after a cut runs on fewer tokens
+    rewrite         add the selection, shorten what comes after
     finalize        what the graph returns, and the shapes that it has now
 
 All of it happens in a copy: who declines, in the first three phases, leaves the caller's graph as it was.
@@ -141,7 +141,7 @@ def analyze(context: PassContext, ended: Any) -> None:
 
 
 def plan(context: PassContext, may_hoist: bool) -> None:
-    """Prove how each node behind a cut runs on fewer tokens, for the first cut at the input of its layer or behind it.
+    """Prove how each node after a cut runs on fewer tokens, for the first cut at the input of its layer or after it.
 
     Raises:
         CannotPrune: where that can't be proven.
@@ -173,7 +173,7 @@ def plan(context: PassContext, may_hoist: bool) -> None:
 
 
 def rewrite(context: PassContext) -> None:
-    """Add the selection at each cut, and shorten what comes behind it."""
+    """Add the selection at each cut, and shorten what comes after it."""
     emit, hoisted = context.emit, context.hoisted
     shrinker = Shrinker(emit, context.plans, context.injection.embeddings, context.cuts)
     tokens, frame, segment = _emit_tokens(context, shrinker)
@@ -205,7 +205,7 @@ def rewrite(context: PassContext) -> None:
 def too_short(length: int | SymInt, least: int) -> str:
     """Return the reason where fewer tokens would be kept than a state of a fixed size is filled with."""
     return (
-        f"{length} tokens would be kept, but a layer behind the cut keeps the last {least} in its state (a sliding "
+        f"{length} tokens would be kept, but a layer after the cut keeps the last {least} in its state (a sliding "
         "window in a static cache, a convolution); use a dynamic cache or a higher retention"
     )
 
@@ -222,7 +222,7 @@ def _scored(context: PassContext, site: CutSite) -> CutSite:
 
 
 def _rewritten(context: PassContext, site: CutSite) -> CutSite:
-    """Return a site behind another cut, with the arguments that its attention has by now."""
+    """Return a site after another cut, with the arguments that its attention has by now."""
     if site.attention is None:
         return site
     attention = as_rewritten(context.graph, site.attention)
@@ -241,7 +241,7 @@ def _check_scored(attention: Attention, layer: int) -> None:
 
 
 def _length_left(context: PassContext) -> int | SymInt | None:
-    """S' behind the last cut, as the graph was traced; None where another graph injected the features."""
+    """S' after the last cut, as the graph was traced; None where another graph injected the features."""
     visual: Any = visual_tokens(context.injection)
     if visual is None:
         return None
@@ -250,7 +250,7 @@ def _length_left(context: PassContext) -> int | SymInt | None:
 
 
 def _returned_lengths(context: PassContext) -> dict[Node, int]:
-    """Return the numbers of tokens behind a cut that a graph returns, less S, each.
+    """Return the numbers of tokens after a cut that a graph returns, less S, each.
 
     The code that called the graph counts positions by them, as a cache does those that it has seen.
 
@@ -264,7 +264,7 @@ def _returned_lengths(context: PassContext) -> dict[Node, int]:
             offset = expression(example_value(node)) - length
             if not offset.is_Integer:
                 raise CannotPrune(
-                    f"the graph returns {format_node(node)}, a number of tokens that is not known behind a cut"
+                    f"the graph returns {format_node(node)}, a number of tokens that is not known after a cut"
                 )
             found[node] = int(offset)
     return found

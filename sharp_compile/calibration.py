@@ -18,7 +18,7 @@ class Calibration:
     Attributes:
         layer: the decoder layer that it was measured at.
         profiles: ``[V]`` float32 for each number V of visual tokens that was measured: the attention
-            probability of the text behind the video, mean over its tokens, the heads and the rows.
+            probability of the text after the video, mean over its tokens, the heads and the rows.
     """
 
     layer: int

@@ -32,7 +32,7 @@ class Explanation:
     """What the backend did to the graphs of one call.
 
     Attributes:
-        graphs: a report for each graph that it was given, in order, as it was behind the call.
+        graphs: a report for each graph that it was given, in order, as it was after the call.
         layers: what each layer's cache holds; empty where the call returned no cache.
         inputs: what the model was called with.
         patches: what is changed in torch and transformers for it.

@@ -30,7 +30,7 @@ def count_flops(graph: GraphModule, inputs: Sequence[Any]) -> int | None:
 
     Args:
         graph: A graph of Dynamo's, before or after our passes.
-        inputs: What it is called with; those behind its last input are left out.
+        inputs: What it is called with; those after its last input are left out.
 
     Returns:
         The number, or None for a graph that can't be run without data.

@@ -31,7 +31,7 @@ def artifact(name: str, text: Callable[[], str]) -> None:
     """Add a text to the trace that ``tlparse`` shows, if there is one.
 
     Args:
-        name: of the artifact, behind ``sharp_compile_``.
+        name: of the artifact, after ``sharp_compile_``.
         text: makes the text.
     """
     trace_structured("artifact", metadata_fn=lambda: {"name": f"{NAME}_{name}", "encoding": "string"}, payload_fn=text)
@@ -39,7 +39,7 @@ def artifact(name: str, text: Callable[[], str]) -> None:
 
 @contextmanager
 def phase(name: str, module: GraphModule, log: logging.Logger) -> Iterator[None]:
-    """Tell how long a phase of the pipeline took, and which operators the graph has more or less behind it.
+    """Tell how long a phase of the pipeline took, and which operators the graph has more or less after it.
 
     Args:
         name: of the phase.

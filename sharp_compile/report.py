@@ -29,9 +29,9 @@ class GraphReport:
         passes_s: seconds that our passes took for it; None where it is not shortened.
         num_layers: how many decoder layers the graph has; None where none were looked for.
         sequence_length: S, a number or the text of a symbolic length; likewise the next three.
-        pruned_length: S', behind the last cut.
+        pruned_length: S', after the last cut.
         visual_tokens: visual tokens of a row.
-        kept_tokens: those kept behind the last cut.
+        kept_tokens: those kept after the last cut.
         kept: the ``[B, S']`` positions that the last run kept, None before the first.
         scores: the ``[B, S]`` float32 scores that the first cut of the last run went by, NaN where a token is
             not visual; None before the first run.

@@ -1,7 +1,7 @@
 """Records of tensors that one graph hands to the next, kept by the tensor's identity.
 
 Dynamo often breaks between the line that injects visual features and the decoder that reads them, and again between
-the decoder and the head. A graph behind a break takes as an input what the one before returned: the very same tensor
+the decoder and the head. A graph after a break takes as an input what the one before returned: the very same tensor
 object. So a record that is kept by the object's identity reaches it.
 
 What is published:

@@ -60,7 +60,7 @@ def padded() -> dict[str, torch.Tensor]:
 
 
 def answer(model: Any, inputs: Any = None, **options: Any) -> Any:
-    """Tokens, and the logits behind each, of `generate`."""
+    """Tokens, and the logits after each, of `generate`."""
     given = padded() if inputs is None else inputs
     output = model.generate(**given, **GREEDY | options, return_dict_in_generate=True, output_logits=True)
     return [output.sequences.tolist(), torch.stack(output.logits).tolist()]

@@ -11,10 +11,10 @@ Sizes: B rows of length S, V = visual tokens // B, S' = S - V + ceil(retention *
 padding in front of its first real token, then visual tokens down to ceil(retention * v) of its own v, then other
 padding, then the visual tokens that are left. Later positions go before equal earlier ones.
 
-A selector may also tell which visual token stands for each visual token. Behind the cut, a kept token's hidden
+A selector may also tell which visual token stands for each visual token. After the cut, a kept token's hidden
 state is then the mean of its own and those of the dropped tokens that it stands for.
 
-Between its layers the model goes on to see whole sequences: a layer behind the cut gets what it gets at the
+Between its layers the model goes on to see whole sequences: a layer after the cut gets what it gets at the
 kept positions only, and its outputs are put back where they come from, among NaNs (that nothing may use).
 So whatever a model does between layers is right without the oracle knowing of it. What leaves the decoder
 is shortened for good.
@@ -175,7 +175,7 @@ def feather(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 
 def sparsevlm(tokens: Tokens, counts: list[int]) -> torch.Tensor:
-    """The attention of the text behind the video that is most like it, mean over its rows and heads (2410.04417)."""
+    """The attention of the text after the video that is most like it, mean over its rows and heads (2410.04417)."""
     state = tokens.state()
     shares, scores = state.weights().mean(1), []
     for row in range(len(counts)):
@@ -192,7 +192,7 @@ def visiondrop(tokens: Tokens, counts: list[int]) -> torch.Tensor:
 
 
 def text_attention(tokens: Tokens) -> torch.Tensor:
-    """The attention that the mean query of the text behind the video pays to each token, mean over heads.
+    """The attention that the mean query of the text after the video pays to each token, mean over heads.
 
     It sees what the last position sees.
     """
@@ -270,7 +270,7 @@ def without_copies(scores: torch.Tensor, vectors: torch.Tensor, count: int) -> t
 
 
 def text_behind(tokens: Tokens, row: int) -> torch.Tensor:
-    """The positions of the text behind the last visual token, the last 64 of them."""
+    """The positions of the text after the last visual token, the last 64 of them."""
     last = tokens.visual[row].nonzero().max()
     positions = torch.arange(tokens.visual.shape[1])
     return positions[(positions > last) & ~tokens.padding[row]][-64:]
@@ -494,7 +494,7 @@ class Pruner:
             if any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ())):
                 raise NotImplementedError("the oracle doesn't prune static caches: compare with a dynamic one")
             if cache is not None and cache.get_seq_length() > 0:
-                raise NotImplementedError("the oracle doesn't prune visual tokens behind a cache that holds tokens")
+                raise NotImplementedError("the oracle doesn't prune visual tokens after a cache that holds tokens")
             mask = kwargs.get("attention_mask")
             self.padding = torch.zeros_like(self.visual) if mask is None else mask == 0
             self.run.kept, self.run.layers = [], []
@@ -619,7 +619,7 @@ class Pruner:
         return {"hidden_states": states}
 
     def choose_positions(self, layer: int, retention: float, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The positions [B, L'] of the whole sequence that remain behind `layer` of the running one, of length L.
+        """The positions [B, L'] of the whole sequence that remain after `layer` of the running one, of length L.
 
         Also the hidden states [B, S, ...], those that remain merged with others if the selector says so.
         """
@@ -777,7 +777,7 @@ def fit_mask(
     """The arguments with a mask for the keys that layer `index` holds, in a call that goes on a cache.
 
     The model makes one mask for all layers of a kind, whose columns are the last of the `past` positions that were
-    seen and those of the call. A layer behind the cut has the `kept` [B, S'] of the prompt's `length` and all that
+    seen and those of the call. A layer after the cut has the `kept` [B, S'] of the prompt's `length` and all that
     follow, or the last of these. Each takes the column of its position; what has none is out of the window.
     """
     arguments = dict(arguments)

@@ -53,7 +53,7 @@ def generate(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
 
 
 def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
-    """The inputs with the text `tokens` [B, N] behind them."""
+    """The inputs with the text `tokens` [B, N] after them."""
     longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
     for name in inputs:
         if name == "attention_mask" or name.endswith("token_type_ids"):
@@ -63,9 +63,9 @@ def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
 
 
 def with_padding_moved(inputs: Inputs, where: str) -> dict[str, Any]:
-    """The inputs with the padding in front of each row moved "behind" it, "between" its last tokens, or "everywhere".
+    """The inputs with the padding in front of each row moved "after" it, "between" its last tokens, or "everywhere".
 
-    "between" is in front of the last two tokens; "everywhere" is a third each in front, between and behind.
+    "between" is in front of the last two tokens; "everywhere" is a third each in front, between and after.
     """
     shares = {"front": (3, 0, 0), "between": (0, 3, 0), "behind": (0, 0, 3), "everywhere": (1, 1, 1)}[where]
     rows = []
@@ -101,7 +101,7 @@ def real_at(inputs: Inputs, length: int, kept: torch.Tensor | None) -> torch.Ten
     if kept is not None and length < mask.shape[1]:
         mask = mask.gather(1, kept)
     elif length < mask.shape[1]:
-        assert mask.equal(mask.cummax(1).values), "with padding behind the first real token, say what was kept"
+        assert mask.equal(mask.cummax(1).values), "with padding after the first real token, say what was kept"
     return mask[:, -length:]
 
 
@@ -158,7 +158,7 @@ def real_with_new(inputs: Inputs, length: int, kept: torch.Tensor | None, new: i
 
 
 def assert_same_generation(actual: Any, expected: Any, inputs: Inputs, run: oracle.Run | None = None) -> None:
-    """Equal tokens, equal logits behind each of them, equal caches at the end."""
+    """Equal tokens, equal logits after each of them, equal caches at the end."""
     assert actual.sequences.tolist() == expected.sequences.tolist()
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), **TOLERANCE)
     new = expected.sequences.shape[1] - inputs["input_ids"].shape[1] - 1

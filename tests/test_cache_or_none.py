@@ -62,7 +62,7 @@ def test_which_have_windows():
 
 
 def logits_of(model, inputs, **options):
-    """The logits behind each token ``[new, B, vocabulary]``."""
+    """The logits after each token ``[new, B, vocabulary]``."""
     return torch.stack(generate(model, inputs, max_new_tokens=NEW, **options).logits)
 
 

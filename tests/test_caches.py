@@ -1,4 +1,4 @@
-"""Caches: shortened behind the cut, whatever their kind, or declined with the model's own numbers."""
+"""Caches: shortened after the cut, whatever their kind, or declined with the model's own numbers."""
 
 from copy import deepcopy
 

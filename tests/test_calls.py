@@ -78,7 +78,7 @@ def in_inference_mode(model, inputs):
 
 
 def gradients(model, inputs):
-    """The logits and their gradients, but for the norm behind the last layer, where the oracle's NaNs arrive."""
+    """The logits and their gradients, but for the norm after the last layer, where the oracle's NaNs arrive."""
     answered = model(**inputs).logits[:, -1]
     norm = oracle.text_model(model).norm.weight
     parameters = [parameter for parameter in model.parameters() if parameter is not norm]
@@ -161,7 +161,7 @@ def test_one_conversation_after_another(name, rows):
 def test_assisted_decoding(name, how):
     """Gives the tokens of decoding without it, too, with a selector that does not see the candidates.
 
-    The first candidates are decoded in the prefill, as text behind the video.
+    The first candidates are decoded in the prefill, as text after the video.
     """
     model, fast = prepare(name, selector="uniform")
     inputs = ARCHITECTURES[name].inputs(model, text=24)

@@ -58,7 +58,7 @@ def test_a_pipeline_answers_right(shown):
     text = shown("answer_with_pipeline")
     answers = re.findall(r"\? (\S+) \(right: (\S+)\)", text)
     assert len(answers) == 3 and all(said == right for said, right in answers)
-    assert "262 -> 31 tokens behind layer 1" in text
+    assert "262 -> 31 tokens after layer 1" in text
 
 
 @needs_torchvision
@@ -87,7 +87,7 @@ def test_an_adapter_learns_while_tokens_are_dropped(shown):
     assert losses[-1] < 0.8 * losses[0]
     assert "gradients in 36 of 36 adapter matrices" in text
     assert "changed: 36 adapter matrices, 0 others" in text
-    assert "263 -> 32 tokens behind layer 1" in text
+    assert "263 -> 32 tokens after layer 1" in text
 
 
 def test_a_quantised_model_answers_pruned(shown):

@@ -56,7 +56,7 @@ def test_the_log_shows_the_graph_before_and_after():
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     decision, before, after = (text for text in records if text.startswith(("pruned ", "graph ")))
-    assert decision.startswith("pruned behind layer 1 of 4")
+    assert decision.startswith("pruned after layer 1 of 4")
     assert "graph before pruning" in before and "gather" not in before
     assert "graph after pruning" in after and "gather" in after
 

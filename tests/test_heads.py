@@ -1,4 +1,4 @@
-"""Heads of transformers' models behind the decoder, compared with the hooked eager model."""
+"""Heads of transformers' models after the decoder, compared with the hooked eager model."""
 
 from __future__ import annotations
 

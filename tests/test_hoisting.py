@@ -126,7 +126,7 @@ def test_gradients_flow_to_keys_of_dropped_tokens():
 
 
 class Mixes(Layer):
-    """Behind its attention, each token gets a share of all others."""
+    """After its attention, each token gets a share of all others."""
 
     def forward(self, hidden, cos, sin, mask):
         hidden, key = super().forward(hidden, cos, sin, mask)
@@ -135,7 +135,7 @@ class Mixes(Layer):
 
 
 class SumsUp(Layer):
-    """Behind its attention, each token sees the sum of those up to it: not right for fewer tokens in any way."""
+    """After its attention, each token sees the sum of those up to it: not right for fewer tokens in any way."""
 
     def forward(self, hidden, cos, sin, mask):
         hidden, key = super().forward(hidden, cos, sin, mask)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("room_for_many_graphs")
 
 
 def pairs(ctx):
-    """FastV's scores, but every sixth visual token first; every third one stands for the two behind it.
+    """FastV's scores, but every sixth visual token first; every third one stands for the two after it.
 
     What is said of other tokens is to be ignored, as is a seventh of the visual ones, which is led to the first token.
     """

@@ -1,6 +1,6 @@
 """A process that pruned a model runs all others as a process does that never heard of the backend.
 
-`tests.no_harm` is what is run: the same models and calls, once behind a pruned model and once without.
+`tests.no_harm` is what is run: the same models and calls, once after a pruned model and once without.
 """
 
 import json

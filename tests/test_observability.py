@@ -45,7 +45,7 @@ def test_the_trace_has_decision_plan_and_graphs(trace):
     }
     names = [*(f"after_{phase}" for phase in PHASES), "decision", "plan", "before", "after"]
     assert {f"sharp_compile_{name}" for name in names} <= set(found)
-    assert "pruned behind layer 1 of 4" in found["sharp_compile_decision"]
+    assert "pruned after layer 1 of 4" in found["sharp_compile_decision"]
     assert "Gather(" in found["sharp_compile_plan"] and "stage 1" in found["sharp_compile_plan"]
     assert 'f32[1, 26, 50]"' in found["sharp_compile_before"]
     assert 'f32[1, 11, 50]"' in found["sharp_compile_after"] and 'f32[1, 26, 50]"' not in found["sharp_compile_after"]
@@ -60,7 +60,7 @@ def test_the_log_has_times_and_operators_of_each_phase():
     rewriting = next(message for message in messages if message.startswith("rewrite: "))
     assert "ms, +" in rewriting or ", +" in rewriting
     assert any(message.startswith("analyze") and "the same operators" in message for message in messages)
-    assert any("nodes behind 1 cuts: " in message for message in messages)
+    assert any("nodes after 1 cuts: " in message for message in messages)
 
 
 def test_the_counters():

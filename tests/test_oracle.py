@@ -28,7 +28,7 @@ class Remember:
 
 
 def extended_positions(kept, length, new):
-    """The kept positions [B, S'] of a sequence of this length, and `new` positions behind it."""
+    """The kept positions [B, S'] of a sequence of this length, and `new` positions after it."""
     return torch.cat([kept, torch.arange(length, length + new).expand(len(kept), new)], 1)
 
 
@@ -116,11 +116,11 @@ def tokens_of(*rows):
         (["ptvvvvvvtt", "pppvvvvttt"], 7, [[1, 2, 3, 5, 6, 8, 9], [3, 4, 5, 6, 7, 8, 9]]),
         # where padding stays it is the lowest
         (["pppvvvvttt"], 9, [[0, 1, 3, 4, 5, 6, 7, 8, 9]]),
-        # two of four visual tokens go before the padding behind, of which the last goes first
+        # two of four visual tokens go before the padding at the end, of which the last goes first
         (["ptvvvvtpp"], 6, [[1, 2, 4, 6, 7, 8]]),
         (["ptvvvvtpp"], 5, [[1, 2, 4, 6, 7]]),
         (["tpvvvvtpp"], 5, [[0, 1, 2, 4, 6]]),
-        # the other two go behind all padding
+        # the other two go after all padding
         (["ptvvvvtpp"], 3, [[1, 2, 6]]),
         (["ttvv"], 4, [[0, 1, 2, 3]]),
         (["ttvv"], 2, [[0, 1]]),

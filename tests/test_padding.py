@@ -1,4 +1,4 @@
-"""Padding in front of a row, behind it, between its tokens: what is kept, and what follows from it."""
+"""Padding in front of a row, after it, between its tokens: what is kept, and what follows from it."""
 
 from copy import deepcopy
 from itertools import product
@@ -28,7 +28,7 @@ CASES = [
 PEERS = [{"selector": selector, "retention": 0.3} for selector in ("feather", "sparsevlm", "visiondrop", "diversity")]
 ROWS = {
     "padding": {"batch": 3, "pad": [0, 4, 9], "text": 14},
-    # Row 1 has half of the visual tokens, and gives up padding behind the first real token besides.
+    # Row 1 has half of the visual tokens, and gives up padding after the first real token besides.
     "few frames": {"frames": [8, 4], "text": [12, 14]},
     # Row 0 has more padding than a row gives up.
     "much padding": {"text": [12, 46]},

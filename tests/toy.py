@@ -85,7 +85,7 @@ class Toy(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits ``[B, S, 50]`` of tokens `ids` ``[B, S]``, where id 49 stands for one of `features` ``[V, C]``.
 
-        Also the keys of every layer. `cut` maps a layer to the positions ``[B, S']`` that are kept behind it.
+        Also the keys of every layer. `cut` maps a layer to the positions ``[B, S']`` that are kept after it.
         """
         embeddings = self.embed(ids)
         hidden = embeddings.masked_scatter((ids == 49).unsqueeze(-1).expand_as(embeddings), features)

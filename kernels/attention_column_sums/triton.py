@@ -117,7 +117,7 @@ def attention_column_sums(query: Tensor, key: Tensor, weight: Tensor, mask: Tens
 def _key_tile(
     key, tile, length, head_dim, key_batch, key_head, key_token, key_dim, KEYS: tl.constexpr, DIM: tl.constexpr
 ):
-    """Keys ``[KEYS, DIM]`` of tile number ``tile``; zeros behind the end."""
+    """Keys ``[KEYS, DIM]`` of tile number ``tile``; zeros after the end."""
     token = tile.to(tl.int64) * KEYS + tl.arange(0, KEYS)
     dim = tl.arange(0, DIM)
     start = tl.program_id(2).to(tl.int64) * key_batch + tl.program_id(1).to(tl.int64) * key_head

@@ -20,7 +20,7 @@ def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budg
             unit = torch.nn.functional.normalize(vectors[row, block].float(), dim=-1)
             copies = (unit @ kept.T > threshold).any(1)
             keeps = _walk(unit, ~copies, threshold)
-            # Those behind the last one that fits into the budget are not walked.
+            # Those after the last one that fits into the budget are not walked.
             walked = keeps.cumsum(0) - keeps.long() < wanted - len(kept)
             skipped[row, block] = ~keeps & walked
             kept = torch.cat([kept, unit[keeps & walked]])

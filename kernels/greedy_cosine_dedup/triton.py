@@ -1,13 +1,13 @@
 """Greedy deduplication on a GPU, in blocks of candidates, two launches each.
 
-The walk is sequential, but for most candidates what decides is far behind them: the tokens kept in earlier
+The walk is sequential, but for most candidates what decides is far ahead of them: the tokens kept in earlier
 blocks. So the candidates are walked in blocks. ``_compare`` does all arithmetic of a block with matrix
 instructions: which of its candidates are near copies of tokens kept before it, and which are near copies of
 each other, one bit a pair. ``_resolve``, one program for each row of the batch, decides the block from these bits
 alone: every undecided candidate without an undecided or kept near copy ahead of it is kept, then the near
 copies of kept ones are dropped, and so on until all are decided, which is exactly the result of the walk. Then
 it appends what is kept to a list of positions, whose length stays on the device: the host launches all blocks
-without waiting, and blocks behind the end of a row's walk return at once.
+without waiting, and blocks after the end of a row's walk return at once.
 
 No vector is copied or normalised: the products of the vectors as they are, exact in float32 for 16-bit types,
 are multiplied by the inverse lengths, so nothing is rounded before it is compared with the threshold.
@@ -166,7 +166,7 @@ def _resolve(
     lane = tl.arange(0, BLOCK)
     valid = start + lane < walk
     slices = tl.arange(0, SLICES)
-    # Slices whose turn never came wrote zeros; candidates behind the end wrote nothing.
+    # Slices whose turn never came wrote zeros; candidates after the end wrote nothing.
     found = tl.load(hits + (batch * SLICES + slices[:, None]) * BLOCK + lane[None, :], mask=valid[None, :], other=0)
     copies = tl.max(found.to(tl.int32), 0) > 0
     word = tl.arange(0, WORDS)

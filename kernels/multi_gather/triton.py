@@ -1,6 +1,6 @@
 """Gathers of several tensors at the same positions, in one Triton launch for up to eight of them.
 
-What the layers behind a cut need is small (hidden states, rotary embeddings, masks, keys): launches cost as
+What the layers after a cut need is small (hidden states, rotary embeddings, masks, keys): launches cost as
 much as the copies. The programs of one launch are dealt out to the tensors in turn: each has a stretch of program
 numbers, and copies one tile of rows (a plane and a kept position each) by columns. Elements are moved as
 integers of their size, whatever they mean.

@@ -41,12 +41,12 @@ class CutSite:
 def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[CutSite], str]:
     """Return the sites of the cuts that the user asked for, and a remark on those that moved ("" if none did).
 
-    A cut moves behind the last layer after which visual features are added to the hidden states again (DeepStack,
+    A cut moves after the last layer after which visual features are added to the hidden states again (DeepStack,
     arXiv 2406.04334), to the first layer that has attention (its cache tells later calls how many positions there
     were), and to the next one that has if the selection rule needs it.
 
     Raises:
-        CannotPrune: where no layer is left behind a cut, or two cuts meet.
+        CannotPrune: where no layer is left after a cut, or two cuts meet.
     """
     again = _last_injection(decoder)
     sites: list[CutSite] = []

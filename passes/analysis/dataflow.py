@@ -15,7 +15,7 @@ def build_dataflow(graph: Graph, source: Node) -> nx.DiGraph:
     """Return the nodes that hold data computed from ``source``, with an edge from each node to each user.
 
     Lengths are not data: an edge through a node that holds no tensor (a size) is left out. Raises ``CannotPrune`` where
-    what a node holds isn't told, since the data may go on behind it.
+    what a node holds isn't told, since the data may go on after it.
     """
     dataflow = nx.DiGraph()
     dataflow.add_node(source)
@@ -32,14 +32,14 @@ def build_dataflow(graph: Graph, source: Node) -> nx.DiGraph:
 
 
 def dominator_chain(dataflow: nx.DiGraph, order: dict[Node, int], sources: tuple[Node, ...]) -> list[Node]:
-    """Return the nodes that all data behind `sources` goes through: the dominators of what is computed last from it."""
+    """Return the nodes that all data after `sources` goes through: the dominators of what is computed last from it."""
     root = object()
-    behind = nx.DiGraph(
+    downstream = nx.DiGraph(
         dataflow.subgraph(set(sources).union(*(nx.descendants(dataflow, source) for source in sources)))
     )
-    sink = max(behind, key=order.__getitem__)
-    behind.add_edges_from((root, source) for source in sources)
-    parent = nx.immediate_dominators(behind, root)
+    sink = max(downstream, key=order.__getitem__)
+    downstream.add_edges_from((root, source) for source in sources)
+    parent = nx.immediate_dominators(downstream, root)
     spine = [sink]
     while parent[spine[-1]] is not root:
         spine.append(parent[spine[-1]])

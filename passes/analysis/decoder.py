@@ -205,7 +205,7 @@ def find_layer_input(decoder: Decoder, layer: int) -> Node:
 
 
 def check_whole(decoder: Decoder, ended: Any) -> None:
-    """Decline a graph that ends inside the decoder: the layers behind the break see the full length.
+    """Decline a graph that ends inside the decoder: the layers after the break see the full length.
 
     ``ended`` is what Dynamo says of where it ended the graph (``GraphCompileReason``), or None. Inside the decoder
     is inside the class that holds the layers.

@@ -478,7 +478,7 @@ def _as_mask(emit: Emitter, mask: Node | Placed, embeddings: Node) -> Node:
 
 
 def _bounds(emit: Emitter, placed: Placed) -> tuple[int | Node, int | Node]:
-    """Return the first position of features, and the first behind them."""
+    """Return the first position of features, and the first after them."""
     if placed.node.target in _CAT:
         start: int | Node = 0
         for part in arguments(placed.node)[0][: placed.part]:

@@ -35,9 +35,9 @@ def check_single_stream(decoder: Decoder, site: CutSite, selector: str) -> None:
         CannotPrune: where the cut is not, or may not be, the one residual stream.
     """
     dataflow, layer = decoder.dataflow, site.cut.layer
-    behind = nx.descendants(dataflow, site.after)
+    downstream = nx.descendants(dataflow, site.after)
     first_index = decoder.first_index(layer + 1)
-    early = min(behind, key=decoder.order.__getitem__)
+    early = min(downstream, key=decoder.order.__getitem__)
     if decoder.order[early] < first_index:
         raise CannotPrune(
             f"{selector} merges tokens, but what leaves decoder layer {layer} is not known to be one tensor [B, S, C]: "
@@ -50,7 +50,7 @@ def check_single_stream(decoder: Decoder, site: CutSite, selector: str) -> None:
         if not before.isdisjoint(dataflow.predecessors(node)):
             before.add(node)
     channels = expression(example_value(decoder.embeddings).shape[2])
-    beside = {parent for node in behind for parent in dataflow.predecessors(node)} - behind - {site.after}
+    beside = {parent for node in downstream for parent in dataflow.predecessors(node)} - downstream - {site.after}
     for node in sorted(beside, key=decoder.order.__getitem__):
         if node in before or _may_be_states(node, channels):
             raise CannotPrune(

@@ -31,7 +31,7 @@ class RopeSubgraph:
 def find_rope(decoder: Decoder, attention: Attention, entering: Node) -> RopeSubgraph:
     """Return the rotation of the keys of an attention, in the layer that the hidden states ``entering`` enter.
 
-    Walks back from the key along the nodes that all of its data went through, to the first one behind which
+    Walks back from the key along the nodes that all of its data went through, to the first one after which
     nothing of sequence length other than hidden states (a rotary table) was mixed in.
     """
     if attention.key not in decoder.dataflow or not nx.has_path(decoder.dataflow, entering, attention.key):

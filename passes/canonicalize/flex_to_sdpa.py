@@ -3,7 +3,7 @@
 A block mask is a function of positions, and lists of the blocks of 128 x 128 pairs in which it is True. Neither
 can be shortened as it is; the dense mask of the pairs can. So each flex_attention becomes a
 ``scaled_dot_product_attention`` with a dense mask while the graph is analysed and rewritten. In the end it becomes what
-it was: with its own block mask where the mask is still the same, with a new one where it is not (behind a cut, at
+it was: with its own block mask where the mask is still the same, with a new one where it is not (after a cut, at
 the kept positions; under a segment mask). A dense mask that nothing
 reads in the end is dead code for the compiler.
 """

@@ -5,13 +5,13 @@ A static cache holds keys in a buffer of L slots. In a prefill it is made in the
     buffer = zeros(B, H, L, D);  buffer.index_copy(2, arange(S) + length, keys);  length.add_(S)
 
 with ``length`` an integer tensor of the cache, of one element, which is 0 there. The same is ``pad(keys, L - S)`` and
-``length.add_(keys.size(2))``, and that form is right for any number of keys: behind a cut the buffer gets
+``length.add_(keys.size(2))``, and that form is right for any number of keys: after a cut the buffer gets
 S' + (L - S) slots, with as much slack as before.
 
 Each kind of cache is a function that recognises its writes, ``register_cache_write``; docs/extending/cache.md adds one.
 
 A layer with a sliding window is another thing: once as many positions were seen as it has slots, it loses its
-oldest one for each that comes. Those that it holds may be far apart behind a cut, and all still in the window. So its
+oldest one for each that comes. Those that it holds may be far apart after a cut, and all still in the window. So its
 buffer is handed back as long as it was: nothing is lost before the window is full of positions that were kept.
 """
 
@@ -47,7 +47,7 @@ class CacheWrite:
         source: what is written, ``[..., S, D]``.
         axis: the axis of the tokens, the last but one, counted from the front.
         count: a tensor of one element that counts the tokens in the cache, and is 0 here; None where there is none.
-        slack: ``[..., L - S, D]``, what is behind the tokens where the buffer is made of both: ``buffer`` is the node
+        slack: ``[..., L - S, D]``, what is after the tokens where the buffer is made of both: ``buffer`` is the node
             itself then, which has no size in front of it.
     """
 
@@ -76,7 +76,7 @@ def register_cache_write(match: MatchWrite) -> MatchWrite:
 
 @dataclass(frozen=True)
 class CacheSlack:
-    """The buffers of the preallocated caches of a graph: tokens, and behind them slots that are not used yet.
+    """The buffers of the preallocated caches of a graph: tokens, and after them slots that are not used yet.
 
     All that is to be known of such slots is asked here; the prover knows them as padded lengths.
 
@@ -88,7 +88,7 @@ class CacheSlack:
 
     @property
     def padded_lengths(self) -> list[int | SymInt]:
-        """Sizes of axes that hold the S tokens and, behind them, slack."""
+        """Sizes of axes that hold the S tokens and, after them, slack."""
         return [example_value(buffer).shape[-2] for buffer in self.buffers]
 
     def without(self, attention: Attention) -> Attention:
@@ -109,10 +109,10 @@ class CacheSlack:
     @staticmethod
     def restore(emit: Emitter, buffer: Node, dropped: int | Node) -> None:
         """Hand back a buffer as long as it was, once its graph is rewritten for ``dropped`` tokens less."""
-        *behind, _ = arguments(buffer)[1]
+        *after, _ = arguments(buffer)[1]
         output = emit.graph.output_node()
         with emit.before(output):
-            restored = emit.graph.call_function(F.pad, (buffer, [*behind, dropped]))
+            restored = emit.graph.call_function(F.pad, (buffer, [*after, dropped]))
         output.replace_input_with(buffer, restored)
 
 
@@ -137,8 +137,8 @@ def find_slack(emit: Emitter, embeddings: Node) -> CacheSlack:
             _check_empty(graph, write.count)
         with emit.before(node):
             slack = _slack(emit, write, embeddings)
-            behind = [0, 0] * (example_value(write.source).ndim - 1 - write.axis)
-            pad = graph.call_function(F.pad, (write.source, [*behind, 0, slack]))
+            after = [0, 0] * (example_value(write.source).ndim - 1 - write.axis)
+            pad = graph.call_function(F.pad, (write.source, [*after, 0, slack]))
             pad.meta = dict(node.meta)
         padded[pad] = write.source
         node.replace_all_uses_with(pad)

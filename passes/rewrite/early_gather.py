@@ -1,6 +1,6 @@
 """Moves a cut from the end of the scoring layer to its input, for all but the keys and values.
 
-Behind the cut nothing reads what a dropped token computes in the scoring layer, except that the kept tokens attend to
+After the cut nothing reads what a dropped token computes in the scoring layer, except that the kept tokens attend to
 its key and value. So queries, attention rows, the output projection, norms and the MLP are needed for kept tokens only:
 
     before:  hidden [B, S, C] -> q, k, v -> attention -> MLP -> after [B, S, C] -> gather -> later layers
@@ -63,7 +63,7 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
 
     What the layer's own keys, values and mask are computed from stays at full length. What both they and the rest of
     the layer read (the norm in front of the projections) is copied for the rest. The nodes that then run on fewer
-    tokens are moved behind the keys and values, from which the selection is made.
+    tokens are moved after the keys and values, from which the selection is made.
 
     Args:
         site: where the cut is, in a graph that is changed: a copy, to be dropped if the plan declines it.
@@ -89,8 +89,10 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
     front = below & reached_from(read, lambda node: node.all_input_nodes)
     between = (below & above) - front
     rest = [node for node in graph.nodes if node in between]
-    behind = reached_from([site.after], lambda node: node.users) | between
-    if query not in between or any(user.op == "output" or user not in behind for node in rest for user in node.users):
+    downstream = reached_from([site.after], lambda node: node.users) | between
+    if query not in between or any(
+        user.op == "output" or user not in downstream for node in rest for user in node.users
+    ):
         return None
     # What is copied must not be changed by others later on.
     if any(writes_into_first(node) for node in (*front - {hidden}, *rest)):
@@ -99,7 +101,7 @@ def hoist(site: CutSite, layer: Attention, keys: Node) -> Hoisted | None:
 
 
 def _moved(site: CutSite, attention: Node, given: Mapping[str, Any], front: set[Node], rest: list[Node]) -> Hoisted:
-    """Rewrite a layer so that ``rest`` runs behind its keys and values, on copies of what it shares with ``front``."""
+    """Rewrite a layer so that ``rest`` runs after its keys and values, on copies of what it shares with ``front``."""
     graph, hidden, between = attention.graph, site.hidden, set(rest)
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     attention.target = deferred_attention

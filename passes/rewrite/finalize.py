@@ -48,7 +48,7 @@ def finalize(context: PassContext) -> PruneResult:
 
 
 def _tell_shapes(context: PassContext) -> None:
-    """Give the nodes behind the cuts the example values that they have by now.
+    """Give the nodes after the cuts the example values that they have by now.
 
     Where Dynamo will trace the graph again, lengths are not known yet: these nodes have none then.
     """
@@ -71,7 +71,7 @@ def _restore_numbers(context: PassContext) -> None:
 
 
 def _last_states(context: PassContext, results: tuple[Node, ...], returned: list[Returned]) -> tuple[int, ...]:
-    """Return the places of hidden states ``[B, S', C]`` behind the last cut among the results of a graph."""
+    """Return the places of hidden states ``[B, S', C]`` after the last cut among the results of a graph."""
     channels = expression(example_value(context.injection.embeddings).shape[2])
     return tuple(
         each.place

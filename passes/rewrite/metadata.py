@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def refresh(plans: Plans) -> None:
-    """Give the nodes behind a cut the values that they have by now.
+    """Give the nodes after a cut the values that they have by now.
 
     A node whose operator can't be run on fake tensors, or that reads from one, has no value afterwards.
     """
@@ -73,7 +73,7 @@ def _look(value: Any) -> Any:
 
 
 def forget(plans: Plans) -> None:
-    """Take the values of the nodes behind a cut, which are those of the full length."""
+    """Take the values of the nodes after a cut, which are those of the full length."""
     for node in plans:
         node.meta.pop("example_value", None)
 
@@ -88,11 +88,11 @@ def rerun(node: Node) -> object:
 
 
 def check_shapes(plans: Plans, lengths: Sequence[int], batch: int) -> None:
-    """Check that each node behind a cut has the shape that its plan promised, and so nothing of the full length.
+    """Check that each node after a cut has the shape that its plan promised, and so nothing of the full length.
 
     Args:
         plans: those of a rewritten graph, whose example values were refreshed.
-        lengths: how many tokens there are behind each cut, as the graph was traced.
+        lengths: how many tokens there are after each cut, as the graph was traced.
         batch: B, as the graph was traced.
 
     Raises:

@@ -235,7 +235,7 @@ def _context(
     if is_bshd:
         pre_rope = pre_rope.transpose(1, 2)
     if mask is not None:
-        # Columns behind the tokens are room in a cache.
+        # Columns after the tokens are room in a cache.
         mask = mask[..., : hidden.shape[1]]
     return Context(
         among(query),

@@ -1,4 +1,4 @@
-"""Rewrites the nodes behind each cut for fewer tokens, as ``passes.token_dim.solver`` planned it."""
+"""Rewrites the nodes after each cut for fewer tokens, as ``passes.token_dim.solver`` planned it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .metadata import rerun
 
 @dataclass
 class Stage:
-    """The tokens behind one cut.
+    """The tokens after one cut.
 
     ``positions`` ``[B, N]`` counts in the tokens of the stage before, ``original`` in those of the full
     sequence. ``length`` is N, ``hidden`` the hidden states of the cut at these positions.
@@ -46,7 +46,7 @@ class Shrinker:
         self.expanded: dict[tuple[Node, Expand], Node] = {}
 
     def insertion_point(self) -> Node:
-        """Return the first node behind the next cut: all that belongs to the next stage stands in front of it."""
+        """Return the first node after the next cut: all that belongs to the next stage stands in front of it."""
         return next(node for node, plan in self.plans.items() if plan.stage > len(self.stages))
 
     def begin_stage(self, positions: Node, length: int | Node, merge_into: Node | None = None) -> None:
@@ -67,7 +67,7 @@ class Shrinker:
                 self._rewrite(node, plan)
 
     def finish(self) -> None:
-        """Rewrite the nodes that run at full length behind the last cut."""
+        """Rewrite the nodes that run at full length after the last cut."""
         for node, plan in self.plans.items():
             if plan.stage == 0:
                 self._rewrite(node, plan)
@@ -219,13 +219,13 @@ def _gathering(layouts: tuple[tuple[int, int | None, bool], ...]) -> Callable[..
         for value, (axis, batch_axis, _) in zip(values, layouts, strict=True):
             value = value.unsqueeze(0) if batch_axis is None else value.movedim(batch_axis, 0)
             axis += batch_axis is None or batch_axis > axis
-            ahead, behind = value.shape[1:axis], value.shape[axis + 1 :]
-            aligned.append(value.reshape(value.shape[0], math.prod(ahead), value.shape[axis], math.prod(behind)))
-            shapes.append((ahead, behind))
+            leading, trailing = value.shape[1:axis], value.shape[axis + 1 :]
+            aligned.append(value.reshape(value.shape[0], math.prod(leading), value.shape[axis], math.prod(trailing)))
+            shapes.append((leading, trailing))
         results = []
         taken = multi_gather(aligned, positions)
-        for result, (ahead, behind), (_, batch_axis, batch_is_new) in zip(taken, shapes, layouts, strict=True):
-            result = result.view(result.shape[0], *ahead, result.shape[2], *behind)
+        for result, (leading, trailing), (_, batch_axis, batch_is_new) in zip(taken, shapes, layouts, strict=True):
+            result = result.view(result.shape[0], *leading, result.shape[2], *trailing)
             if not batch_is_new:
                 result = result.squeeze(0) if batch_axis is None else result.movedim(0, batch_axis)
             results.append(result)
@@ -243,7 +243,7 @@ def take(
     batch_is_new: bool,
     slack_axes: tuple[int, ...],
 ) -> Tensor:
-    """``value`` at the kept positions of each row, in all of its token axes; slack behind ``length`` tokens stays."""
+    """``value`` at the kept positions of each row, in all of its token axes; slack after ``length`` tokens stays."""
     if batch_is_new:
         value = value.unsqueeze(0)
     for axis in axes:
@@ -256,7 +256,7 @@ def take(
 
 
 def expand_tokens(value: Tensor, kept: Tensor, length: int, axis: int, batch_axis: int | None) -> Tensor:
-    """``value`` of the ``kept`` tokens ``[B, N]`` at all ``length`` positions: the last kept that is not behind each.
+    """``value`` of the ``kept`` tokens ``[B, N]`` at all ``length`` positions: the last kept that is not after each.
 
     Positions before the first kept one, which hold padding, read that one.
     """

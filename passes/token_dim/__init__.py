@@ -1,1 +1,1 @@
-"""Proves what it takes to run each node behind a cut on fewer tokens."""
+"""Proves what it takes to run each node after a cut on fewer tokens."""

@@ -1,4 +1,4 @@
-"""The ways in which a leaf of a node's arguments may be handed over behind a cut: what the prover tries out."""
+"""The ways in which a leaf of a node's arguments may be handed over after a cut: what the prover tries out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CandidateRewrites:
         sizes: the primes that are probed with.
         length: S.
         batch: B.
-        padded_lengths: sizes of axes that hold the S tokens and, behind them, unused slots; with the number of these.
+        padded_lengths: sizes of axes that hold the S tokens and, after them, unused slots; with the number of these.
         mode: of the fake tensors.
     """
 
@@ -84,7 +84,7 @@ class CandidateRewrites:
         Args:
             node: the tensor in the graph.
             value: the same, as it is probed with.
-            source: the stage that it is behind.
+            source: the stage that it is after.
             stage: the stage that it is read at.
         """
         if source:
@@ -114,7 +114,7 @@ class CandidateRewrites:
     ) -> Iterator[Candidate]:
         """Yield the ways to read a side tensor of which certain axes are tokens: by the axis that the rows are in.
 
-        ``slacks`` are the unused slots behind the tokens of each of these axes.
+        ``slacks`` are the unused slots after the tokens of each of these axes.
         """
         batch, prime, shape, axes = self.sizes.batch, self.sizes.tokens[stage - 1], list(value.shape), tuple(slacks)
         shorter = [prime + slacks[axis] if axis in slacks else size for axis, size in enumerate(shape)]

@@ -327,12 +327,12 @@ def norm(call: OpCall) -> None:
 
 @register_op_rule(aten.constant_pad_nd, mixes_tokens=False)
 def pad(call: OpCall) -> None:
-    """Padding of other axes, or slack behind the tokens."""
+    """Padding of other axes, or slack after the tokens."""
     for axis, size in enumerate(call.args["self"].shape):
         place = 2 * (call.result.ndim - 1 - axis)
-        in_front, behind = call.args["pad"][place : place + 2] or (0, 0)
+        before, after = call.args["pad"][place : place + 2] or (0, 0)
         # Both are asked: a sequence that is shifted keeps its length.
-        if call.sizes.token(size) and (in_front or (behind and behind not in call.sizes.slacks)):
+        if call.sizes.token(size) and (before or (after and after not in call.sizes.slacks)):
             raise UnsupportedOp(f"{call.func} pads the sequence")
 
 
@@ -344,6 +344,6 @@ if torch.distributed.is_available():
 
     @register_op_rule(torch.ops._c10d_functional.all_gather_into_tensor, mixes_tokens=False)
     def all_gather(call: OpCall) -> None:
-        """What all processes hold, one behind the other in the first axis, which must not be that of tokens."""
+        """What all processes hold, one after the other in the first axis, which must not be that of tokens."""
         if call.is_token_axis(call.args["input"], 0):
-            raise UnsupportedOp(f"{call.func} puts the tokens of other processes behind others")
+            raise UnsupportedOp(f"{call.func} puts the tokens of other processes after others")

@@ -1,4 +1,4 @@
-"""How each node behind a cut runs on fewer tokens: what the prover finds and ``rewrite.shrink`` does."""
+"""How each node after a cut runs on fewer tokens: what the prover finds and ``rewrite.shrink`` does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .sentinels import SentinelSizes
 class Gather:
     """A side tensor is read at the kept positions.
 
-    ``stage`` is the number of cuts that the tensor itself is behind, ``axes`` its token axes. ``batch_axis``
+    ``stage`` is the number of cuts that the tensor itself is after, ``axes`` its token axes. ``batch_axis``
     is the axis of the rows, None with one row; ``batch_is_new`` says that the axis must be put in front of
     the others. ``merged`` says that the one token axis holds rows and tokens, rows outermost. ``slack_axes`` are
-    those of the axes that are padded with unused slots behind the tokens; the padding is kept.
+    those of the axes that are padded with unused slots after the tokens; the padding is kept.
     """
 
     stage: int
@@ -35,7 +35,7 @@ class Length:
     """An integer that means the full length becomes the new one.
 
     It is ``times`` that length, times the number of rows if ``times_batch``; if ``is_padded`` it is the length and the
-    unused slots behind it, which stay.
+    unused slots after it, which stay.
     """
 
     times: int = 1
@@ -52,9 +52,9 @@ class ResizeArange:
 
 @dataclass(frozen=True)
 class Expand:
-    """A tensor of fewer tokens is read at the full length: at each position the last kept token that is not behind it.
+    """A tensor of fewer tokens is read at the full length: at each position the last kept token that is not after it.
 
-    ``stage`` is the number of cuts that the tensor is behind, ``axis`` its token axis, ``batch_axis`` the axis of the
+    ``stage`` is the number of cuts that the tensor is after, ``axis`` its token axis, ``batch_axis`` the axis of the
     rows, None with one row.
     """
 
@@ -68,7 +68,7 @@ ArgRewrite = Gather | Length | ResizeArange | Expand | None
 
 @dataclass(frozen=True)
 class NodePlan:
-    """How a node runs behind ``stage`` cuts: a rewrite for each leaf of its arguments, None for no change.
+    """How a node runs after ``stage`` cuts: a rewrite for each leaf of its arguments, None for no change.
 
     Stage 0 is for nodes that run at full length, on tensors that are expanded to it. ``shape`` is how the result was
     probed, None where it is no single tensor.
@@ -83,7 +83,7 @@ class NodePlan:
 class Returned:
     """A result of a graph that is shortened, by its ``place`` among the results.
 
-    ``stage`` is the number of cuts that it is behind, ``axis`` its token axis, ``batch_axis`` that of the rows: None
+    ``stage`` is the number of cuts that it is after, ``axis`` its token axis, ``batch_axis`` that of the rows: None
     with one row, and where the token axis holds the tokens of one row after the other.
     """
 
@@ -101,7 +101,7 @@ class Plans(dict[Node, NodePlan]):
         self.sentinels = sentinels
 
     def __str__(self) -> str:
-        """Return a line for each node: how many cuts it is behind, and its rewrites."""
+        """Return a line for each node: how many cuts it is after, and its rewrites."""
         lines = []
         for node, plan in self.items():
             rewrites = "".join(f", {rewrite}" for rewrite in plan.rewrites if rewrite is not None)

@@ -24,7 +24,7 @@ from ..fx.tensor_subclasses import plain_tensors
 class DimContents:
     """What an axis holds, by its size: rows of the batch, tokens and copies of each (heads, experts), in some order.
 
-    ``tokens`` is the length of the tokens, None where there are none; ``slack`` is how many unused slots are behind
+    ``tokens`` is the length of the tokens, None where there are none; ``slack`` is how many unused slots are after
     them. ``copies`` is what remains of the size.
     """
 
@@ -38,7 +38,7 @@ class DimContents:
 class SentinelSizes:
     """The prime lengths that mark axes: one for tokens at each stage of pruning, one for the batch.
 
-    ``batch`` is None where the batch has one row. An axis may hold unused slots behind the tokens: ``slacks`` are for
+    ``batch`` is None where the batch has one row. An axis may hold unused slots after the tokens: ``slacks`` are for
     how many. ``full_length`` is the length before all cuts.
     """
 

@@ -1,6 +1,6 @@
-"""Proves what it takes to run the nodes behind a cut on fewer tokens.
+"""Proves what it takes to run the nodes after a cut on fewer tokens.
 
-Every node that computes with data from behind the cut is run on fake tensors whose token axes have a
+Every node that computes with data from after the cut is run on fake tensors whose token axes have a
 length that occurs nowhere else in the graph: a prime. (The batch axis gets another one, unless the batch
 has one row.) A node that was traced for the full length then fails, or gives a shape that does not
 correspond to the traced one, until its arguments are rewritten (``candidates`` has the ways, ``plan`` what is found):
@@ -78,19 +78,19 @@ def probe(
     pointwise: Collection[Node] = (),
     tail: Collection[Node] = (),
 ) -> Plans:
-    """Plan every node behind the first of ``cuts``.
+    """Plan every node after the first of ``cuts``.
 
     Args:
         graph: the graph as Dynamo made it; it is only read.
         embeddings: the node ``[B, S, C]`` that shows the full length and the number of rows.
-        cuts: the nodes ``[B, S, C]`` of hidden states behind which there are to be fewer tokens, in order.
-        padded_lengths: sizes of axes that hold the S tokens and, behind them, unused slots (of static caches).
-        pointwise: nodes behind the first cut that must treat each token for itself (see
+        cuts: the nodes ``[B, S, C]`` of hidden states after which there are to be fewer tokens, in order.
+        padded_lengths: sizes of axes that hold the S tokens and, after them, unused slots (of static caches).
+        pointwise: nodes after the first cut that must treat each token for itself (see
             ``passes.rewrite.early_gather``).
         tail: nodes after the last decoder layer.
 
     Returns:
-        A plan for each node behind the first cut, in the order of the graph.
+        A plan for each node after the first cut, in the order of the graph.
 
     Raises:
         CannotPrune: where a node can't be proven right with fewer tokens.
@@ -99,7 +99,7 @@ def probe(
     rewrites = Counter(
         type(rewrite).__name__ for plan in plans.values() for rewrite in plan.rewrites if rewrite is not None
     )
-    log.info("%d nodes behind %d cuts: %s", len(plans), len(cuts), dict(rewrites))
+    log.info("%d nodes after %d cuts: %s", len(plans), len(cuts), dict(rewrites))
     return plans
 
 
@@ -230,7 +230,7 @@ class _Probe:
         return isinstance(leaf, Node) and (leaf in self.cuts or leaf not in self.stages)
 
     def _stage_read(self, node: Node) -> int:
-        """Return the number of cuts that what a user reads from ``node`` is behind; a cut is read behind itself."""
+        """Return the number of cuts that what a user reads from ``node`` is after; a cut is read after itself."""
         return self.cuts.index(node) + 1 if node in self.cuts else self.stages.get(node, 0)
 
     def _plan(self, node: Node, stage: int, is_pooled: bool) -> tuple[tuple[ArgRewrite, ...], Any]:

@@ -18,7 +18,7 @@ _TORCH = str(Path(torch.__file__).parent)
 # Ours, and the decorators of Python itself.
 _PYTHON = sysconfig.get_path("stdlib")
 _OTHERS = (_TORCH, str(Path(__file__).parents[1]), f"{_PYTHON}/contextlib", f"{_PYTHON}/functools")
-_RESUMED = "torch_dynamo_resume_in"  # what Dynamo names the rest of a function behind a break, which that calls
+_RESUMED = "torch_dynamo_resume_in"  # what Dynamo names the rest of a function after a break, which that calls
 # The function that `torch.compile` returns, whatever it wraps.
 _COMPILE_WRAPPER = next(
     (
@@ -44,7 +44,7 @@ def active_backend() -> Any:
 def goes_on(broke: bool) -> bool:
     """Return whether code of the compiled call that is running reads what the graph returns, before the user does.
 
-    That is code behind Dynamo's break, and that of modules around the one that holds the graph. A module of
+    That is code after Dynamo's break, and that of modules around the one that holds the graph. A module of
     transformers without a head only hands its decoder's states on.
 
     Args:

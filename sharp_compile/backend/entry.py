@@ -1,7 +1,7 @@
 """What Dynamo calls: options in, a compiled graph out.
 
 A graph without visual tokens goes to the inner backend untouched. One that injects them is pruned (``single_graph``),
-or tells the graphs behind it where they are; one that reads embeddings from such a graph is pruned at run time
+or tells the graphs after it where they are; one that reads embeddings from such a graph is pruned at run time
 (``cross_graph``). What became of each graph is in its ``GraphReport``.
 """
 

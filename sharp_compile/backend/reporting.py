@@ -44,7 +44,7 @@ def describe(graph_report: GraphReport, pruned: PruneResult, began: float, how_f
 
 def log_pruned(graph_report: GraphReport, before: GraphModule, after: GraphModule) -> None:
     """Log the decision and, where somebody looks, the graph before and after."""
-    decision = f"pruned behind layer {graph_report.layer} of {graph_report.num_layers}: {graph_report.reason}"
+    decision = f"pruned after layer {graph_report.layer} of {graph_report.num_layers}: {graph_report.reason}"
     log.info("%s", decision)
     count("pruned")
     artifact("decision", lambda: decision)

@@ -1,4 +1,4 @@
-"""A graph that injects visual features itself: pruned at once, or made to tell the graphs behind it."""
+"""A graph that injects visual features itself: pruned at once, or made to tell the graphs after it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compile_injecting(
     later: bool = False,
     shown: GraphModule | None = None,
 ) -> Compiled:
-    """Compile a graph that injects visual features: prune it, or have it tell the graphs behind it.
+    """Compile a graph that injects visual features: prune it, or have it tell the graphs after it.
 
     Args:
         module: the graph as Dynamo made it.

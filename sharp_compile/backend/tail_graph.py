@@ -1,8 +1,8 @@
-"""Code behind the decoder that Dynamo puts in a graph of its own: a head, a loss, pooling.
+"""Code after the decoder that Dynamo puts in a graph of its own: a head, a loss, pooling.
 
 Such a graph pairs the decoder's hidden states with the prompt, which has its full length: with token ids, masks and
 labels. So where more code of the call reads them, the pruned graph hands its last hidden states on at the full length
-again: each position holds the state of the last kept token that is not behind it. Dynamo then traces that code with
+again: each position holds the state of the last kept token that is not after it. Dynamo then traces that code with
 lengths that agree, and the graph gives right answers as it is.
 
 The graph is told so, by the tensor's identity (``tensor_records.shortened``), and runs on the kept tokens what the
@@ -50,7 +50,7 @@ def hand_on(
     Args:
         results: what the graph returned.
         returned: which of these are shortened.
-        states: the places of hidden states behind the last cut.
+        states: the places of hidden states after the last cut.
         kept: by stage, the positions kept.
         length: S.
         broke: whether Dynamo ended the graph by a break.

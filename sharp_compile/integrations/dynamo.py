@@ -7,7 +7,7 @@ whether a graph with a decoder can ever reach the backend:
     a method of a module  likewise; a module with a `generate` of its own, or one that wraps others, may call the models
                           inside past it. So these are compiled too.
 
-What is compiled with another backend passes through as it came, behind one check of identity.
+What is compiled with another backend passes through as it came, after one check of identity.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def on_import(name: str, act: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder:
-    """Finds one module as it would be found otherwise, and has its loader call ``act`` behind its code."""
+    """Finds one module as it would be found otherwise, and has its loader call ``act`` after its code."""
 
     def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
         self.name, self.act = name, act

@@ -21,7 +21,7 @@ class Context:
     may be asked at a layer that has none: there is then nothing in ``query``, the keys and ``mask``.
 
     A rule may also return a pair of scores and ``merge_into`` ``[B, S]`` int64: the position of the representative of
-    each, its own where it stands for itself. Behind the cut the hidden states of a kept token are then the mean of its
+    each, its own where it stands for itself. After the cut the hidden states of a kept token are then the mean of its
     own and those of the dropped tokens that it stands for, as they leave the layer. A token whose representative is
     dropped is just dropped, and a kept one is in no mean but its own, so only one step of ``merge_into`` is followed.
     It is ignored where it leads from or to a token that is not visual.

@@ -13,7 +13,7 @@ from .uniform import spread
 
 @register_selector("feather", merges=False)
 def feather(ctx: Context) -> Tensor:
-    """Return attention from the last position without rotary embedding, behind a sample of all places.
+    """Return attention from the last position without rotary embedding, after a sample of all places.
 
     The rotary embedding makes the last position prefer tokens near it, whatever they show. Its attention is therefore
     taken from queries and keys without it, over the visual tokens only, mean over heads; and tokens that are spread

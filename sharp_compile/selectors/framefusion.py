@@ -20,11 +20,11 @@ def framefusion(ctx: Context) -> tuple[Tensor, Tensor]:
 
     A place is the rank of a token among those of its frame that are there. A run of frames that are alike at a place,
     each with the one before (cosine above 0.6), has one representative: its first token. These heads of runs are
-    ranked by the attention from the last position; all that repeats comes behind them, the least alike first. A head
+    ranked by the attention from the last position; all that repeats comes after them, the least alike first. A head
     that is dropped takes its run along.
 
     In the paper several shallow layers merge, one after the other, for as long as enough tokens are alike, and the
-    layer behind them drops what is above the budget by its importance. Here a cut does both at its layer, and keeps
+    layer after them drops what is above the budget by its importance. Here a cut does both at its layer, and keeps
     its exact number of tokens: where the heads are fewer, some of what repeats is kept, unmerged. The threshold is
     the paper's. The states that are compared are those that enter the layer. Where a graph shows one frame only,
     nothing has a frame before it, and the rule is FastV.

@@ -15,9 +15,9 @@ def pyramiddrop(ctx: Context) -> Tensor:
     of what is left at the end of each. Half of it, after a quarter, a half and three quarters of 32 layers, is
     ``[(7, 0.5), (15, 0.25), (23, 0.125)]``.
 
-    Two differences. The authors' code asks the first layer behind a cut, with the hidden states that would enter it;
+    Two differences. The authors' code asks the first layer after a cut, with the hidden states that would enter it;
     here the last layer before it is asked, which has its queries and keys at hand. And it numbers the positions anew
-    behind each cut, where kept tokens keep theirs here.
+    after each cut, where kept tokens keep theirs here.
 
     Returns:
         ``[B, S]`` float32.

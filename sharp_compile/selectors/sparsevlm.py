@@ -17,7 +17,7 @@ def sparsevlm(ctx: Context) -> Tensor:
     """Return the attention of the text tokens that are about the picture, mean over them and over heads.
 
     These raters are the text tokens whose relevance ``r_t = mean_v softmax_t(h_v . h_t)`` is not below the mean over
-    the text, with h the hidden states that enter the layer, v the visual tokens and t the text behind the last of them
+    the text, with h the hidden states that enter the layer, v the visual tokens and t the text after the last of them
     (its last 64 tokens, where there are more).
 
     The paper chooses the raters once, by the embeddings that enter the first layer; here each layer that scores chooses

@@ -17,7 +17,7 @@ def visiondrop(ctx: Context) -> Tensor:
 
     This is the rule by which the paper chooses its dominant tokens, at a cut in the language model. Left out: the
     tokens that it merges from the others, and the stage in the vision encoder. The authors' code asks the first layer
-    behind a cut, where here the last before it is asked.
+    after a cut, where here the last before it is asked.
 
     Returns:
         ``[B, S]`` float32.

@@ -1,7 +1,7 @@
-"""Code behind the decoder: heads that address tokens by position, pair them with the prompt, or sum them up.
+"""Code after the decoder: heads that address tokens by position, pair them with the prompt, or sum them up.
 
 A model by hand gives the hidden states of the kept tokens. What speaks of positions of the whole sequence reads them
-expanded: at each position the last kept one that is not behind it.
+expanded: at each position the last kept one that is not after it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Broken(Toy):
 
 
 class Headed(nn.Module):
-    """A toy decoder with a head, in one graph with it or behind a break."""
+    """A toy decoder with a head, in one graph with it or after a break."""
 
     def __init__(self, head: Head, breaks: str) -> None:
         super().__init__()

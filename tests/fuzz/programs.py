@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.fx.node import map_arg
 
 IN_ORDER = ("flip", "roll", "cumsum", "mean", "shift", "half", "mixed view", "pad", "scatter", "sort")
-"""Pieces that depend on where a token stands or how many there are: nothing is right for fewer tokens behind a cut."""
+"""Pieces that depend on where a token stands or how many there are: nothing is right for fewer tokens after a cut."""
 
 ON_TOKENS = ("mlp", "flat mlp", "gate", "table", "scale", "in place", "stack", "split", "chunk", "dead end", "norm")
 """Pieces that treat each token for itself."""
@@ -271,8 +271,8 @@ class _Run:
         if piece == "mean":
             return call(operator.add, hidden, call("mean", hidden, 1, True))
         if piece == "shift":
-            behind = call(F.pad, hidden, (0, 0, 1, -1))
-            return call(operator.add, hidden, behind)
+            after = call(F.pad, hidden, (0, 0, 1, -1))
+            return call(operator.add, hidden, after)
         if piece == "half":
             return call(operator.add, hidden, call(operator.getitem, hidden, (slice(None), slice(0, 1))))
         if piece == "mixed view":

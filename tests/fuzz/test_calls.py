@@ -182,7 +182,7 @@ def assert_logits_of_last(
     by_hand: oracle.Run | None,
     tolerance: Mapping[str, float],
 ) -> None:
-    """The logits of a position are those of the last one not behind it among what is `left`."""
+    """The logits of a position are those of the last one not after it among what is `left`."""
     rows, length = inputs["input_ids"].shape
     kept = torch.arange(length).expand(rows, -1) if by_hand is None else by_hand.kept[-1]
     assert actual.shape == (rows, number, left.shape[2])

@@ -92,8 +92,8 @@ def check(case):
         expected = program.run(Eagerly(), by_name, program.length)
     else:
         cut = program.last_before(report.layer)
-        behind = [piece for layer in program.layers[cut + 1 :] for piece in layer.pieces if piece in IN_ORDER]
-        assert not behind, f"pruned in front of {behind}"
+        after = [piece for layer in program.layers[cut + 1 :] for piece in layer.pieces if piece in IN_ORDER]
+        assert not after, f"pruned in front of {after}"
         kept = report.kept
         place = torch.arange(program.length)
         text = place[(place < program.before) | (place >= program.before + program.visual)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sharp_compile.tools.demo import DemoError, video
 
 CLIP = (Path(video.__file__).with_name("clip.mp4")).read_bytes()
-# Where a change matters most: the boxes of the file are in front, their index behind.
+# Where a change matters most: the boxes of the file are in front, their index after.
 INDEX = CLIP.rindex(b"moov")
 
 

@@ -103,7 +103,7 @@ def test_a_cut_before_the_last_one_changes_nothing(batch, share, other):
 def test_a_share_is_of_the_visual_tokens_that_a_row_itself_has():
     rows = ["tvvvvvvvvt", "tvvvvtpppp"]
     tokens = [[(kind, 0.0) for kind in row] for row in rows]
-    # 10 - 6 + 3 = 7 of each: the second row gives up two of its four visual tokens, then padding from behind
+    # 10 - 6 + 3 = 7 of each: the second row gives up two of its four visual tokens, then padding from the end
     assert kept(tokens, Fraction(1, 2), 7) == [[0, 1, 2, 3, 4, 5, 9], [0, 1, 2, 5, 6, 7, 8]]
 
 

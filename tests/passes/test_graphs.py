@@ -165,7 +165,7 @@ def test_tail():
 
 
 def test_finalize():
-    """What is returned: fewer tokens, the number of all of them, and behind these what the selection tells."""
+    """What is returned: fewer tokens, the number of all of them, and after these what the selection tells."""
 
     def injected(embeddings, features, mask, weight):
         hidden = embeddings.masked_scatter(mask.unsqueeze(-1), features)
@@ -181,8 +181,8 @@ def test_finalize():
     options = {"layer": 0, "retention": 0.5, "selector": "uniform", "hoist": False}
     pruned = prune(module, injection, Config.parse(options))
     # The selection in the middle has a hundred nodes, of which other tests tell.
-    _, behind = listing(pruned.module.graph).split("normed_1: ")
-    assert_golden("finalize", before=module.graph, behind_the_cut=f"normed_1: {behind}")
+    _, after = listing(pruned.module.graph).split("normed_1: ")
+    assert_golden("finalize", before=module.graph, after_the_cut=f"normed_1: {after}")
 
 
 # Of the selection: a sort for each cut, and what is gathered. A hoisted layer has its norm twice.

@@ -1,4 +1,4 @@
-"""FEATHER: attention without rotary embedding, behind a sample of all places."""
+"""FEATHER: attention without rotary embedding, after a sample of all places."""
 
 import pytest
 import torch

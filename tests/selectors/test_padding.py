@@ -9,7 +9,7 @@ from tests.selectors.test_selectors import context, kept_positions, rule
 LENGTH, HEADS, KV_HEADS, WIDTH = 20, 4, 2, 4
 VISUAL = slice(3, 13)
 FRAME = torch.tensor([-1] * 3 + [0] * 5 + [1] * 5 + [-1] * 7)
-# Where padding is, counted in the padded rows: in front, behind, and between tokens of text.
+# Where padding is, counted in the padded rows: in front, after, and between tokens of text.
 PADDING = {"front": [0, 1, 2], "behind": [20, 21, 22], "between": [1, 15, 18], "all": [0, 19, 22]}
 SELECTORS = (
     "uniform",

@@ -69,7 +69,7 @@ def position_logit(ctx, b, h, t, k):
 
 
 def text_attention(ctx, logit, only_visual=False, of_last=0.4):
-    """``[B, S]``: the share that a token has of the attention of the text behind the video, by the mean of logits."""
+    """``[B, S]``: the share that a token has of the attention of the text after the video, by the mean of logits."""
     scores = torch.zeros(ROWS, LENGTH)
     *others, last = range(VISUAL.stop, LENGTH)
     for b, h in itertools.product(range(ROWS), range(HEADS)):
@@ -208,7 +208,7 @@ def test_a_copy_that_scores_far_more_than_others_stays(ctx):
 
 
 def test_tokens_of_other_segments_give_nothing(ctx):
-    """Frame 0 in a segment of its own gets nothing from the frames behind it, which it gets something from else."""
+    """Frame 0 in a segment of its own gets nothing from the frames after it, which it gets something from else."""
     given = {}
     for frames in (1, 4):
         options = OFF | {"segment": {"frames": frames}}

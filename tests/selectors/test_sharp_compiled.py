@@ -16,7 +16,7 @@ from tests.toy import Toy, toy_inputs
 
 
 def selection(length, **options):
-    """The scoring and selection of `sharp`, and its inputs: frames of 64 tokens, 16 text tokens behind them."""
+    """The scoring and selection of `sharp`, and its inputs: frames of 64 tokens, 16 text tokens after them."""
     generator = torch.Generator().manual_seed(0)
     query, unrotated = (torch.randn(1, heads, length, 32, generator=generator) for heads in (4, 2))
     hidden, table = (torch.randn(1, length, width, generator=generator) for width in (128, 32))

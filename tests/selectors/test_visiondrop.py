@@ -10,7 +10,7 @@ from tests.selectors.test_selectors import context, rule
 
 
 def test_what_only_the_text_looks_at_is_not_chosen():
-    """Visual tokens 2 to 7: the visual ones attend to token 3, the text behind them to token 4, and more."""
+    """Visual tokens 2 to 7: the visual ones attend to token 3, the text after them to token 4, and more."""
     query, key = torch.zeros(1, 1, 12, 2), torch.zeros(1, 1, 12, 2)
     query[..., 2:8, 0], query[..., 8:, 1] = 4.0, 20.0
     key[..., 3, 0] = key[..., 4, 1] = 1.0

@@ -1,6 +1,6 @@
 """Masks of transformers for caches whose layers hold fewer positions than were seen.
 
-transformers makes one mask for all layers of a kind, as wide as the first of them says. Where that layer is behind a
+transformers makes one mask for all layers of a kind, as wide as the first of them says. Where that layer is after a
 cut it holds fewer positions; the mask is still to be made for all that were seen, of which each layer takes the columns
 of its own (``masks``).
 """
@@ -36,7 +36,7 @@ def _for_all_seen(preprocess: Callable[..., tuple[Any, ...]]) -> Callable[..., t
 
     names = list(inspect.signature(preprocess).parameters)
     named = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
-    # Before 5.14 queries were behind what the first layer holds, which is all that was seen.
+    # Before 5.14 queries were after what the first layer holds, which is all that was seen.
     is_offset_of_layer = hasattr(Cache, "get_query_offset")
 
     @functools.wraps(preprocess)

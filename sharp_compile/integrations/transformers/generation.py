@@ -65,7 +65,7 @@ def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) 
     if isinstance(module, GradientCheckpointingLayer):
         decline(
             f"a single layer is compiled ({type(module).__name__}), as compile_regions of accelerate does, so that no "
-            f"graph shows the layers behind it; {_WAY}",
+            f"graph shows the layers after it; {_WAY}",
             options,
         )
     config = getattr(module, "_last_compile_config", None)

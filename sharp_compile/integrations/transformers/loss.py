@@ -1,6 +1,6 @@
 """The losses of transformers, for logits of a shortened sequence.
 
-Behind a cut there are logits for S' positions, and labels for all S. The target of a position is the label behind it in
+After a cut there are logits for S' positions, and labels for all S. The target of a position is the label after it in
 the whole sequence, pruned or not: so labels are shifted first, then taken at the kept positions.
 
 Mostly both meet in a graph of ours, which sees to that (``passes.rewrite.tail``). Here they meet in code that Dynamo
@@ -84,7 +84,7 @@ def _smoothing_at_kept_positions(smooth: Callable[..., Tensor]) -> Callable[...,
 
 
 def _shifted(labels: Tensor, ignored: int) -> Tensor:
-    """Return the label behind each position, ``[B, S]``."""
+    """Return the label after each position, ``[B, S]``."""
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignored)
 
 

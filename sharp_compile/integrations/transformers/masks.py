@@ -1,7 +1,7 @@
 """Attention masks of transformers, fitted to the positions that a layer of a pruned cache holds.
 
 transformers makes one mask for all layers of a kind, for all positions that were seen, or those of the last window. A
-layer behind a cut has keys of fewer positions, and knows of which (``positions``): the columns of the mask that belong
+layer after a cut has keys of fewer positions, and knows of which (``positions``): the columns of the mask that belong
 to them are taken in front of its attention. Where transformers makes no mask, since every key that a stock cache holds
 is visible, one is made only if this layer holds keys that such a cache would not hold any more.
 """
@@ -55,7 +55,7 @@ def _fit_masks_of(cls: Any) -> bool:
         "forward",
         functools.partial(_fitting, names=names, cache_name=caches[0]),
         versions=patches.TRANSFORMERS,
-        why="a mask is made for all layers of a kind; one behind a cut has keys of fewer positions",
+        why="a mask is made for all layers of a kind; one after a cut has keys of fewer positions",
         acts="caches that a pruned model filled",
     )
     return True

@@ -1,6 +1,6 @@
 """The positions of the sequence that each layer of a cache holds.
 
-Behind a cut a layer holds fewer positions than the ones before it. Which ones lives with the layer, for each row and in
+After a cut a layer holds fewer positions than the ones before it. Which ones lives with the layer, for each row and in
 order: the positions that the pruned prefill kept, and how many it had seen. All that came later follows without a gap.
 So the positions of a layer's keys are known in every later call, compiled or not, wherever padding is::
 
@@ -108,7 +108,7 @@ def install() -> None:
             name,
             functools.partial(_wrapped, change),
             versions=patches.TRANSFORMERS,
-            why="a layer behind a cut holds fewer positions than were seen, and has to know which",
+            why="a layer after a cut holds fewer positions than were seen, and has to know which",
             acts="prefills that are traced for this backend, and caches that a pruned model filled",
         )
 

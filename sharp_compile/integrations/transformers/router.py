@@ -1,6 +1,6 @@
 """The balancing loss of mixtures of experts, for router logits of a shortened sequence.
 
-Each layer gives router logits ``[B * S, E]``, and the loss weighs them all by one mask ``[B, S]`` of the prompt. Behind
+Each layer gives router logits ``[B * S, E]``, and the loss weighs them all by one mask ``[B, S]`` of the prompt. After
 a cut a layer gives ``[B * S', E]``: its tokens are weighed by the mask at their own positions.
 """
 

@@ -3,7 +3,7 @@
 Convolutions, gated delta rules and state space scans are functions of transformers that stand for a kernel of
 another package, with a definition in plain PyTorch that runs where the package is not installed. Dynamo would trace
 that definition for one length, chunk by chunk. Kept whole, one node stands for it, which
-``token_dim.sequence_functions`` knows to be right for any number of tokens; AOTAutograd traces it behind the passes.
+``token_dim.sequence_functions`` knows to be right for any number of tokens; AOTAutograd traces it after the passes.
 """
 
 from __future__ import annotations

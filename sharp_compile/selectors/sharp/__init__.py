@@ -28,7 +28,7 @@ def sharp(
     debias: Debias | None,
     dedup: Dedup | None,
 ) -> Tensor:
-    """Return how much the text behind the video attends to each visual token.
+    """Return how much the text after the video attends to each visual token.
 
     Args:
         ctx: the state of the scoring layer.

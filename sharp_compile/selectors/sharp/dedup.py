@@ -17,7 +17,7 @@ def demote_copies(ctx: Context, scores: Tensor, dedup: Dedup) -> Tensor:
 
     The visual tokens are walked in the order of ``scores``, ties to the lower position; one whose cosine
     similarity with a token that was passed is above the threshold is a near copy, until as many are passed as the
-    row keeps. What the walk does not reach is behind them all.
+    row keeps. What the walk does not reach is after them all.
     """
     order = scores.masked_fill(~ctx.is_visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
     vectors = ctx.hidden if dedup.on == "hidden" else content(ctx)

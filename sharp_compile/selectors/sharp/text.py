@@ -1,4 +1,4 @@
-"""The attention of the text behind the video."""
+"""The attention of the text after the video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNREAD = 0.6
 def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
     """Return the positions of the last 64 real tokens of each row, and which of them count.
 
-    The text behind the last visual token counts, and the last real position always does. It is the last of the 64; rows
+    The text after the last visual token counts, and the last real position always does. It is the last of the 64; rows
     of fewer real tokens begin with positions that do not count.
 
     Returns:
@@ -35,7 +35,7 @@ def text_rows(ctx: Context) -> tuple[Tensor, Tensor]:
 
 
 def _real_behind(is_padding: Tensor) -> Tensor:
-    """Return how many real tokens are behind each position, ``[B, S]`` int64."""
+    """Return how many real tokens are after each position, ``[B, S]`` int64."""
     real = (~is_padding).cumsum(1)
     return real[:, -1:] - real
 

@@ -26,7 +26,7 @@ from .decoders import Prompt, Setup, build, inputs
 
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 _AHEAD = 3
-"""Layers behind the last cut that are traced; those further on are like the last of these."""
+"""Layers after the last cut that are traced; those further on are like the last of these."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Account:
     """What one prefill takes.
 
     ``flops`` and ``bytes_moved`` are those of matrix products and attention: operations, and what they have to read and
-    write at the least. ``kv_bytes`` is what the cache holds behind it. ``head_bytes`` is the most that is held at a
+    write at the least. ``kv_bytes`` is what the cache holds after it. ``head_bytes`` is the most that is held at a
     time, beside inputs and weights, up to the last layer, and ``tail_bytes`` in it; the cache is part of both.
     """
 
@@ -55,7 +55,7 @@ class Account:
 def account(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Account:
     """Count a prefill of ``visual`` visual tokens.
 
-    All layers behind the last cut are alike, so a few are traced, and one more; what that adds is added for each of the
+    All layers after the last cut are alike, so a few are traced, and one more; what that adds is added for each of the
     others.
 
     Args:
@@ -141,7 +141,7 @@ class _Counting(Interpreter):
         return result
 
     def run_node(self, node: torch.fx.Node) -> Any:
-        """Run one node, and notes what is held behind it."""
+        """Run one node, and notes what is held after it."""
         result = super().run_node(node)
         if self.begun < self.attentions - 1:
             self.head_bytes = max(self.head_bytes, self.held.peak)

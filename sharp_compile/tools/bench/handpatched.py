@@ -17,7 +17,7 @@ from .decoders import Prompt
 
 
 def patch(model: Prompt, layer: int, kept: int) -> None:
-    """Patches a model, which from then on keeps ``kept`` of the visual tokens behind ``layer``.
+    """Patches a model, which from then on keeps ``kept`` of the visual tokens after ``layer``.
 
     The tokens that the last position attends to most are kept, and all text. Later layers get shorter hidden states,
     rotary tables and masks; a decoding step runs as it is, on the shorter caches.

@@ -18,10 +18,10 @@ class Row:
         dtype: the type of its weights.
         vision: whether a vision tower is in front of it, part of all that follows.
         selector: the rule, None where nothing is pruned.
-        retention: share of the visual tokens kept, behind the last cut.
+        retention: share of the visual tokens kept, after the last cut.
         layer: that of the cut, the last one of several.
         sequence_length: S.
-        pruned_length: S' behind the last cut, S where nothing is pruned.
+        pruned_length: S' after the last cut, S where nothing is pruned.
         median_s: seconds of a prefill, the median of the repeats.
         iqr_s: the range of the middle half of them.
         speedup_vs_inductor: the median of plain Inductor over this one.
@@ -34,7 +34,7 @@ class Row:
         seconds_by_kind: where the time of one prefill went, under a profiler, by ``bench.measure.KINDS``.
         compile_s: how much longer the first call took.
         passes_s: what of that our passes took; None where none ran.
-        decode_s_per_token: seconds of a decoding step behind the prefill.
+        decode_s_per_token: seconds of a decoding step after the prefill.
     """
 
     name: str
@@ -78,7 +78,7 @@ class MetaRow:
         flops: floating-point operations of matrix products and attention.
         flops_share: of those of the unpruned model.
         bytes_moved: what these products have to read and write at the least.
-        kv_bytes: what the cache holds behind the prefill.
+        kv_bytes: what the cache holds after the prefill.
         activation_peak_bytes: the most that is held at a time beside weights and inputs, the cache included.
     """
 

@@ -284,7 +284,7 @@ def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:
     setup = request.setup
     title = f"{request.model}: {request.depth} layers of width {setup.shape.hidden_size}, {request.dtype}"
     if setup.tower is not None:
-        title += f", behind a vision tower of {setup.tower.num_hidden_layers} layers"
+        title += f", after a vision tower of {setup.tower.num_hidden_layers} layers"
     times = Table(title=f"{title}: prefill", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     others = Table(title="Memory, compilation, decoding", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     where = Table(title="Where the time of a prefill goes", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

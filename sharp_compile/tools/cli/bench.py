@@ -98,7 +98,7 @@ def bench(
     if stages:
         cuts = [{"stages": _stages(text)} for text in stages]
     scaled = width if width is not None or meta or full_size else 512
-    # Whole frames of 196 tokens; without a tower, LLaVA-OneVision's token behind them is one of the video's.
+    # Whole frames of 196 tokens; without a tower, LLaVA-OneVision's token after them is one of the video's.
     usual = (6272 if vision else 6273) if meta else (4116 if vision else 4096)
     request = Request(
         model, scaled, layers, tokens or [usual], cuts, selector, dtype, repeats, decode, eager, vision, mask

@@ -29,7 +29,7 @@ class Row:
 
     Attributes:
         selector: the selector; ``"none"`` for the full model.
-        retention: share of the visual tokens kept, behind the last cut.
+        retention: share of the visual tokens kept, after the last cut.
         layer: the layer after which they are; None for the full model.
         task: lmms-eval's name of the task or group.
         metric: lmms-eval's name of the metric.

@@ -15,7 +15,7 @@ from .questions import Question
 from .scenes import FRAMES, GRID
 
 VISUAL_TOKENS = FRAMES * GRID * GRID + 1
-"""Of a video: one for each cell of each frame, and one behind the last."""
+"""Of a video: one for each cell of each frame, and one after the last."""
 
 
 def pixel_values(frames: np.ndarray) -> torch.Tensor:

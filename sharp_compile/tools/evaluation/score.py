@@ -37,7 +37,7 @@ class Grade:
     Attributes:
         right: ``[n]`` bool.
         answers: n words; none where a model ended at once.
-        kept: ``[n, 16, 16]`` bool, which cells of which frames were kept behind the last cut; None unpruned.
+        kept: ``[n, 16, 16]`` bool, which cells of which frames were kept after the last cut; None unpruned.
     """
 
     right: np.ndarray

@@ -62,7 +62,7 @@ def test_forms(form, masked, scale, is_causal, is_fused):
         lambda q, k, mask: torch.softmax(q @ k.transpose(2, 3), 2) @ k,
         lambda q, k, mask: torch.softmax(q @ k.transpose(2, 3), -1).sum(-1),
     ],
-    ids=["no product in front", "over queries", "no product behind"],
+    ids=["no product in front", "over queries", "no product after"],
 )
 def test_what_only_looks_like_it(other):
     assert find_attention(dynamo_graph(other, Q, K, MASK).graph) == []

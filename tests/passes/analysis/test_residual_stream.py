@@ -147,7 +147,7 @@ class Apart(Layer):
 
 
 class Half(Layer):
-    """Attention is added to the residual, what comes behind it is returned beside it."""
+    """Attention is added to the residual, what comes after it is returned beside it."""
 
     def forward(self, states, cos, sin, mask):
         output, residual = states

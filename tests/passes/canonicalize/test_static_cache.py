@@ -12,7 +12,7 @@ S, SLOTS = 5, 9
 
 
 def graph_with_a_write(length):
-    """Keys [1, 2, S, 3] behind the `length` that a cache holds, in a buffer with SLOTS slots."""
+    """Keys [1, 2, S, 3] after the `length` that a cache holds, in a buffer with SLOTS slots."""
     graph = Graph()
 
     def add(target, *arguments, value):

@@ -48,7 +48,7 @@ def graphs_and_inputs(model, dynamic=None, **options):
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("cut", CUTS, ids=["one cut", "stages", "behind its layer"])
+@pytest.mark.parametrize("cut", CUTS, ids=["one cut", "stages", "after its layer"])
 def test_shapes_are_those_of_a_run(cut, dynamic):
     ((module, inputs),) = graphs_and_inputs(Toy(layers=5), dynamic, **cut)
     shapes = Shapes(module)

@@ -86,7 +86,7 @@ def test_a_million_tokens_take_no_memory():
 
 
 def test_the_default_cut_of_llava_onevision_7b():
-    """32 frames of 196 tokens and one behind them: at least 86 % of the operations are saved."""
+    """32 frames of 196 tokens and one after them: at least 86 % of the operations are saved."""
     setup = Setup(SHAPES["llava-onevision-7b"], 28, torch.bfloat16)
     full, pruned = (account(setup, 32 * 196 + 1, options) for options in (None, {}))
     assert 1 - pruned.flops / full.flops > 0.86

@@ -61,7 +61,7 @@ def test_with_a_vision_tower_and_without_a_mask(tmp_path):
     assert result.exit_code == 0, result.output
     rows = json.loads(numbers.read_text())["rows"]
     assert all(row["vision"] and row["decode_s_per_token"] > 0 for row in rows)
-    assert "behind a vision tower of 3 layers" in " ".join(result.output.split())
+    assert "after a vision tower of 3 layers" in " ".join(result.output.split())
 
 
 def test_a_fit_finds_the_shape():

@@ -28,7 +28,7 @@ def test_the_small_trained_model(tmp_path):
     assert (row["visual_tokens"], row["kept_tokens"], row["layer"], row["num_layers"]) == (257, 52, 1, 6)
     assert row["flops"][1] < row["flops"][0] and content["versions"] and content["machine"]
     text = page.read_text()
-    assert text.count("<figure>") == 17, "16 frames, and the token behind them"
+    assert text.count("<figure>") == 17, "16 frames, and the token after them"
     assert text.count("data:image/jpeg") == 16
 
 

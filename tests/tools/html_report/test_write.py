@@ -42,17 +42,17 @@ def read(made, tmp_path, *arguments, **named):
 
 def test_the_facts_are_on_the_page(tmp_path):
     page = read(explanation(), tmp_path, title="Which one?")
-    behind = BEFORE + BEHIND + KEPT
+    after = BEFORE + BEHIND + KEPT
     assert "Which one?" in page.text
-    assert f"{KEPT} of {VISUAL} visual tokens of each of 2 rows are kept behind layer 3" in page.text
-    assert f"from {LENGTH} to {behind} tokens" in page.text
+    assert f"{KEPT} of {VISUAL} visual tokens of each of 2 rows are kept after layer 3" in page.text
+    assert f"from {LENGTH} to {after} tokens" in page.text
     assert "8.00 GFLOP 2.00 GFLOP 25.0 %" in page.text
-    cached = 2 * LENGTH + 2 * (BEFORE + BEHIND + VISUAL // 2) + 2 * behind
+    cached = 2 * LENGTH + 2 * (BEFORE + BEHIND + VISUAL // 2) + 2 * after
     assert f"{6 * LENGTH:.2f} kB {cached:.2f} kB" in page.text
     for name, tokens in (
         ("layers 0 to 1", LENGTH),
         ("layers 2 to 3", BEFORE + BEHIND + VISUAL // 2),
-        ("layers 4 to 5", behind),
+        ("layers 4 to 5", after),
     ):
         assert f"{name} {tokens} tokens" in page.text
     assert "Layer 1 computes only keys and values" in page.text
@@ -134,7 +134,7 @@ def test_a_real_call(tmp_path, capsys):
     assert graph.frame.shape == graph.scores.shape == graph.segment.shape
     torch.testing.assert_close(graph.frame >= 0, ~graph.scores.isnan())
     page = read(made, tmp_path)
-    assert "5 of 20 visual tokens are kept behind layer 1" in page.text
+    assert "5 of 20 visual tokens are kept after layer 1" in page.text
 
 
 def test_an_explanation_stays_as_it_was(capsys):
