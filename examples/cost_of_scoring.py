@@ -64,11 +64,11 @@ def compiled(config: Qwen2Config, tokens: int, moves: bool, options: dict) -> tu
     def select(query, unrotated, hidden, is_visual, frame, cos, sin):  # type: ignore[no-untyped-def]
         key = rotate(unrotated, cos, sin)
         padding = torch.zeros_like(is_visual)
-        kinds = is_visual, padding, padding, is_visual.sum(1)
+        kinds = is_visual, padding, padding
         state = among(query), heads, key, unrotated, hidden, is_visual, padding, frame, None, None
-        budget, *_ = keep_counts(*kinds, kept)
-        context = Context(*state, kept, budget, 1, lambda k: rotate(k, cos, sin))
-        positions = keep_positions(chosen.score(context), *kinds, kept)
+        counts = keep_counts(*kinds, is_visual.sum(1), kept)
+        context = Context(*state, kept, counts.visual, 1, lambda k: rotate(k, cos, sin))
+        positions = keep_positions(chosen.score(context), *kinds, counts, kept)
         return multi_gather([value[:, None] for value in (hidden, cos, sin)], positions)
 
     whole, selection = torch.compile(layer), torch.compile(select)

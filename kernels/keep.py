@@ -6,8 +6,18 @@ or between real tokens, the other visual tokens by score, and padding in front o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class KeepCounts(NamedTuple):
+    """How many tokens each row keeps beside text: ``[B]`` int64 each."""
+
+    visual: Tensor
+    leading: Tensor  # padding in front of the first real token
+    other: Tensor  # padding anywhere else
 
 
 def leading(is_padding: Tensor) -> Tensor:
@@ -22,9 +32,7 @@ def leading(is_padding: Tensor) -> Tensor:
     return (~is_padding).cumsum(1) == 0
 
 
-def keep_counts(
-    is_visual: Tensor, is_padding: Tensor, is_leading: Tensor, least: Tensor, keep: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def keep_counts(is_visual: Tensor, is_padding: Tensor, is_leading: Tensor, least: Tensor, keep: int) -> KeepCounts:
     """Count what each row keeps beside text.
 
     Args:
@@ -33,9 +41,6 @@ def keep_counts(
         is_leading: ``[B, S]`` bool, the padding in front of the first real token.
         least: ``[B]`` int64, how many visual tokens are kept before any other padding is.
         keep: How many positions a row keeps.
-
-    Returns:
-        The numbers of visual tokens, of leading padding and of other padding that are kept, ``[B]`` int64 each.
     """
     visual = is_visual.sum(1)
     other = (is_padding & ~is_leading).sum(1)
@@ -45,11 +50,11 @@ def keep_counts(
     kept_other = other.minimum(room)
     room = room - kept_other
     surplus = (visual - first).minimum(room)
-    return first + surplus, room - surplus, kept_other
+    return KeepCounts(first + surplus, room - surplus, kept_other)
 
 
 def keep_positions(
-    scores: Tensor, is_visual: Tensor, is_padding: Tensor, is_leading: Tensor, least: Tensor, keep: int
+    scores: Tensor, is_visual: Tensor, is_padding: Tensor, is_leading: Tensor, counts: KeepCounts, keep: int
 ) -> Tensor:
     """Return the ``keep`` most important positions of each row, in ascending order.
 
@@ -57,11 +62,11 @@ def keep_positions(
 
     Args:
         scores: ``[B, S]``, higher is more important; read at visual positions only. NaN counts as lowest.
-        is_visual: As in ``keep_counts``, like all that follow.
-        is_padding: See there.
-        is_leading: See there.
-        least: See there.
-        keep: See there.
+        is_visual: ``[B, S]`` bool, real tokens only.
+        is_padding: ``[B, S]`` bool.
+        is_leading: ``[B, S]`` bool, the padding in front of the first real token.
+        counts: What ``keep_counts`` returns for these and ``keep``.
+        keep: How many positions a row keeps.
 
     Returns:
         ``[B, keep]`` int64. Of a row with more text than that, its first text tokens.
@@ -71,12 +76,11 @@ def keep_positions(
     order = ranked.where(is_visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
     position = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     rank = torch.zeros_like(order).scatter(1, order, position)
-    visual, in_front, other = keep_counts(is_visual, is_padding, is_leading, least, keep)
     is_other = is_padding & ~is_leading
     kept = (
         (~is_visual & ~is_padding)
-        | (is_visual & (rank < visual[:, None]))
-        | (is_leading & (position < in_front[:, None]))
-        | (is_other & (is_other.cumsum(1) <= other[:, None]))
+        | (is_visual & (rank < counts.visual[:, None]))
+        | (is_leading & (position < counts.leading[:, None]))
+        | (is_other & (is_other.cumsum(1) <= counts.other[:, None]))
     )
     return position.where(kept, scores.shape[1]).sort(dim=1).values[:, :keep]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from ..token_dim.plan import Plans
 from ..token_dim.sentinels import SentinelSizes
 
 log = logging.getLogger(__name__)
+
+# With a tensor, of numbers only their type decides what the result looks like.
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv}
 
 
 def refresh(plans: Plans) -> None:
@@ -57,6 +61,9 @@ def _key(node: Node, values: Sequence[Any]) -> Any:
     """Return all that the value of a node may depend on; None where it depends on more, or changes what it is given."""
     if writes_into_first(node) or any(isinstance(value, Tensor) and is_wrapper(value) for value in values):
         return None
+    if node.target in _ARITHMETIC and any(isinstance(value, Tensor) for value in values):
+        # Each layer's epsilon is a symbol of its own.
+        values = [SymFloat if isinstance(value, SymFloat) else value for value in values]
     try:
         key = node.op, node.target, str(unflatten_args(node, [None] * len(values))), tuple(map(_look, values))
         hash(key)

@@ -175,11 +175,11 @@ def _selecting(
     ) -> tuple[Tensor, ...]:
         of_layer, constants, inputs, of_queries = (groups[start:end] for start, end in bounds)
         with torch.no_grad():
-            kinds = is_visual, is_padding, is_leading, site.cut.kept(visual)
-            budget, *_ = keep_counts(*kinds, kept)
+            kinds = is_visual, is_padding, is_leading
+            counts = keep_counts(*kinds, site.cut.kept(visual), kept)
             told = is_visual, is_padding, frame
             rotated = functools.partial(_rotated, rotate, inputs)
-            context = _context(site.cut.layer, hidden, told, kept, budget, of_layer, rotated)
+            context = _context(site.cut.layer, hidden, told, kept, counts.visual, of_layer, rotated)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
             if ranks is not None and site.share_heads:
@@ -187,11 +187,11 @@ def _selecting(
             scores, merge_into = _checked(rule.score(context, *constants), is_visual)
             if (merge_into is not None) != bool(rule.merges):
                 raise SelectorError("the selector must return a pair always or never, on fake tensors too")
-            positions = keep_positions(scores, *kinds, kept)
+            positions = keep_positions(scores, *kinds, counts, kept)
             if ranks is not None:
                 positions = ranks.broadcast_from_rank0(positions)
                 merge_into = None if merge_into is None else ranks.broadcast_from_rank0(merge_into)
-            of_kept = (kind.gather(1, positions) for kind in (*kinds[:3], frame))
+            of_kept = (kind.gather(1, positions) for kind in (*kinds, frame))
             standing = () if merge_into is None else (_valid_merges(merge_into, is_visual),)
             segments = () if rule.segments is None else (rule.segments(context),)
             return positions, scores.float().where(is_visual, float("nan")), *of_kept, *standing, *segments

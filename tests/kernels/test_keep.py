@@ -49,10 +49,10 @@ def of_each(counts, share):
 def kept(rows, share, keep):
     """`keep_positions` of rows of (kind, score)."""
     visual, padding = kinds_of(rows)
-    state = visual, padding, leading(padding), of_each(visual.sum(1), share)
-    positions = keep_positions(scores_of(rows), *state, keep)
-    budget, *_ = keep_counts(*state, keep)
-    assert visual.gather(1, positions).sum(1).equal(budget)
+    kinds = visual, padding, leading(padding)
+    counts = keep_counts(*kinds, of_each(visual.sum(1), share), keep)
+    positions = keep_positions(scores_of(rows), *kinds, counts, keep)
+    assert visual.gather(1, positions).sum(1).equal(counts.visual)
     return positions.tolist()
 
 
@@ -94,7 +94,8 @@ def test_a_cut_before_the_last_one_changes_nothing(batch, share, other):
         running, state = torch.arange(len(rows[0])).expand_as(visual), [scores, *kinds]
         for share in stages:
             keep = len(rows[0]) - count + math.ceil(share * count)
-            positions = keep_positions(*state, of_each(numbers, share), keep)
+            counts = keep_counts(*state[1:], of_each(numbers, share), keep)
+            positions = keep_positions(*state, counts, keep)
             running, *state = (each.gather(1, positions) for each in (running, *state))
         expected = running if expected is None else expected
     assert running.equal(expected)

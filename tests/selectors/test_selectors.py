@@ -37,18 +37,19 @@ def context(length=12, visual=slice(2, 8), kept=9, heads=2, head_dim=4, rotate=N
     }
     state |= changes
     query = state.pop("query")
-    budget, *_ = keep_counts(*kinds(state["is_visual"], state["is_padding"]), kept)
-    return Context(queries=among(query), heads=query.shape[1], budget=budget, **state)
+    counts = counts_of(state["is_visual"], state["is_padding"], kept)
+    return Context(queries=among(query), heads=query.shape[1], budget=counts.visual, **state)
 
 
-def kinds(is_visual, is_padding):
-    """What `keep_counts` asks for."""
-    return is_visual, is_padding, leading(is_padding), is_visual.sum(1)
+def counts_of(is_visual, is_padding, kept):
+    """What is kept where as many visual tokens are as there is room for."""
+    return keep_counts(is_visual, is_padding, leading(is_padding), is_visual.sum(1), kept)
 
 
 def kept_positions(ctx, scores):
     """The positions that a row of `ctx` keeps by these scores."""
-    return keep_positions(scores, *kinds(ctx.is_visual, ctx.is_padding), ctx.kept)
+    kinds = ctx.is_visual, ctx.is_padding
+    return keep_positions(scores, *kinds, leading(ctx.is_padding), counts_of(*kinds, ctx.kept), ctx.kept)
 
 
 def rule(**options):

@@ -29,11 +29,11 @@ def selection(length, **options):
             return keys * table[:, None]
 
         padding = torch.zeros_like(is_visual)
-        kinds = is_visual, padding, padding, is_visual.sum(1)
-        budget, *_ = keep_counts(*kinds, kept)
+        kinds = is_visual, padding, padding
+        counts = keep_counts(*kinds, is_visual.sum(1), kept)
         state = among(query), 4, rotate(unrotated), unrotated
-        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, budget, 0, rotate)
-        return keep_positions(score(context), *kinds, kept)
+        context = Context(*state, hidden, is_visual, padding, frame, None, None, kept, counts.visual, 0, rotate)
+        return keep_positions(score(context), *kinds, counts, kept)
 
     return select, (query, unrotated, hidden, is_visual, frame, table)
 
