@@ -2,25 +2,30 @@
 
     model.compile(backend="sharp", options={"retention": 0.10})
 
-``sharp_compile.backend`` is where a graph comes in; see the README for its way from there.
+``sharp_compile.backend`` is where a graph comes in; see the README for its way from there. What needs torch is loaded
+when it is first asked for, so that commands answer at once.
 """
 
 from __future__ import annotations
 
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
 from . import moved_modules, patches, requirements
+from .integrations import accelerate, compile_config
 
-requirements.check("torch", "transformers")
+if TYPE_CHECKING:
+    from .api import calibrate, compile
+    from .calibration import Calibration
+    from .explanation import Explanation, explain
+    from .passes.errors import CannotPrune
+    from .report import GraphReport, reports, reset
+    from .selector_registry import register_selector
+    from .selectors import Context
+    from .visual_annotation import visual_tokens
 
-from .api import calibrate, compile
-from .calibration import Calibration
-from .explain import Explanation, explain
-from .integrations import accelerate
-from .integrations.transformers import generation
-from .passes.errors import CannotPrune
-from .report import GraphReport, reports, reset
-from .selector_registry import register_selector
-from .selectors import Context
-from .visual_annotation import visual_tokens
+    __version__: str
 
 __all__ = [
     "Calibration",
@@ -28,6 +33,7 @@ __all__ = [
     "Context",
     "Explanation",
     "GraphReport",
+    "__version__",
     "calibrate",
     "compile",
     "explain",
@@ -38,6 +44,37 @@ __all__ = [
     "visual_tokens",
 ]
 
+_DEFINED_IN = {
+    "Calibration": "calibration",
+    "CannotPrune": "passes.errors",
+    "Context": "selectors",
+    "Explanation": "explanation",
+    "GraphReport": "report",
+    "calibrate": "api",
+    "compile": "api",
+    "explain": "explanation",
+    "register_selector": "selector_registry",
+    "reports": "report",
+    "reset": "report",
+    "visual_tokens": "visual_annotation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("sharp-compile")
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+requirements.check("torch", "transformers")
 moved_modules.install()
 accelerate.install()
-generation.install()
+compile_config.install()

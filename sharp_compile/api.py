@@ -20,7 +20,14 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 _one_at_a_time = threading.Lock()
 
 
-def compile(model: Model, **options: object) -> Model:
+def compile(
+    model: Model,
+    *,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    disable: bool = False,
+    **options: object,
+) -> Model:
     """Compile ``model`` in place; ``generate`` is compiled too.
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
@@ -30,6 +37,9 @@ def compile(model: Model, **options: object) -> Model:
 
     Args:
         model: a module.
+        dynamic: handed to ``torch.compile``, like ``fullgraph`` and ``disable``.
+        fullgraph: see there.
+        disable: see there.
         options: those of the backend, by keyword.
 
     Returns:
@@ -45,8 +55,11 @@ def compile(model: Model, **options: object) -> Model:
 
     patches.install()
     inside = unwrap(model)
-    torch.nn.Module.compile(inside, backend=sharp, options=options, **isolated())
-    tell_visual_tokens(inside, options)
+    torch.nn.Module.compile(
+        inside, backend=sharp, options=options, dynamic=dynamic, fullgraph=fullgraph, disable=disable, **isolated()
+    )
+    if not disable:
+        tell_visual_tokens(inside, options)
     return model
 
 

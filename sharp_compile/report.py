@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .short_repr import brief
+
 if TYPE_CHECKING:  # options may hold what a report is needed for: a calibration
     from .options import Cut
 
 
-@dataclass
+@dataclass(repr=False)
 class GraphReport:
     """What became of one graph.
 
@@ -58,6 +60,19 @@ class GraphReport:
     frame: Tensor | None = None
     segment: Tensor | None = None
     flops: tuple[int | None, int | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<GraphReport: {self.summary()}>"
+
+    def summary(self) -> str:
+        """Return what became of the graph, in one line."""
+        if not self.pruned:
+            return f"not pruned: {brief(self.reason)}"
+        return (
+            f"pruned after layer {self.layer} of 0..{(self.num_layers or 0) - 1}: "
+            f"{self.sequence_length} -> {self.pruned_length} tokens, "
+            f"{self.visual_tokens} -> {self.kept_tokens} of them visual"
+        )
 
 
 @dataclass(frozen=True)

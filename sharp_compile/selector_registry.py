@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def register_rule(name: str) -> Callable[[Callable[[Config], Rule]], Callable[[C
     Raises:
         ValueError: for a name that is taken.
     """
-    if name in _rules:
+    if name in _known_rules():
         raise ValueError(f"a selector is named {name!r} already; choose another name")
 
     def register(rule: Callable[[Config], Rule]) -> Callable[[Config], Rule]:
@@ -93,11 +94,17 @@ def register_rule(name: str) -> Callable[[Callable[[Config], Rule]], Callable[[C
 
 def selector_names() -> tuple[str, ...]:
     """Return the names of all rules that have one, ``sharp`` first."""
-    return tuple(sorted(_rules, key=lambda name: name != "sharp"))
+    return tuple(sorted(_known_rules(), key=lambda name: name != "sharp"))
 
 
 def find_rule(config: Config) -> Rule:
     """Return the rule that the option ``selector`` asks for, with its options bound."""
     if callable(config.selector):
         return Rule(config.selector, merges=None)
-    return _rules[config.selector](config)
+    return _known_rules()[config.selector](config)
+
+
+def _known_rules() -> Mapping[str, Callable[[Config], Rule]]:
+    """Return all rules, those of the package among them: each registers itself when its file is loaded."""
+    importlib.import_module(f"{__package__}.selectors")
+    return _rules

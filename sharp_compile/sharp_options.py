@@ -125,11 +125,10 @@ def parse_dedup(value: Any) -> Dedup:
 
 
 def nearest(misspelt: object, known: Iterable[str]) -> str:
-    """Return a hint to end an error with: which ``known`` name comes nearest; "" where nothing was misspelt."""
+    """Return a hint to end an error with: which ``known`` name was meant; "" where none is near."""
     if not isinstance(misspelt, str):
         return ""
-    # No cut-off: a hint that is far off costs a few words, a missing one a look into the documentation.
-    names = difflib.get_close_matches(misspelt[:_MAX_LETTERS].lower(), known, n=1, cutoff=0.0)
+    names = difflib.get_close_matches(misspelt[:_MAX_LETTERS].lower(), known, n=1)
     return "".join(f"; the nearest known name is {name!r}" for name in names)
 
 

@@ -32,7 +32,7 @@ def all_installed(monkeypatch):
 
 def refused(command, option, path):
     result = CliRunner().invoke(cli.app, [command, option, str(path)])
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
     assert result.stderr.startswith(f"error: {path}: ")
     return result.stderr
 

@@ -28,10 +28,10 @@ DATA = {
     "patches",
     "selector_registry",
 }
-API = {"api", "explain", "moved_modules", ""}
+API = {"api", "explanation", "moved_modules", ""}
 FLOORS = ["data", "kernels", "selectors", "passes", "backend", "api", "tools"]
 # `Explanation.to_html` is a door to a tool, which is loaded when it is opened.
-DOORS = {("sharp_compile.explain", "sharp_compile.tools.html_report.write")}
+DOORS = {("sharp_compile.explanation", "sharp_compile.tools.html_report.write")}
 
 
 def floor(module: str) -> int:
@@ -40,7 +40,7 @@ def floor(module: str) -> int:
         return FLOORS.index("data")
     if part in ("kernels", "selectors", "passes"):
         return FLOORS.index(part)
-    return FLOORS.index("api" if part in API else "tools" if part == "tools" else "backend")
+    return FLOORS.index("api" if part in API else "tools" if part in ("tools", "__main__") else "backend")
 
 
 def modules() -> dict[str, Path]:

@@ -61,9 +61,7 @@ def sharp(
     if transformers.prepare_graph(module.graph) or hands_over(active_backend()):
         raise TraceAgain("code that was traced is another one for this backend")
     try:
-        if mode is not None:
-            raise ValueError(_about_mode(mode))
-        config = Config.parse(options)
+        config = check(options, mode)
         graph_report = GraphReport(False, _NO_VISUAL_TOKENS)
         try:
             shown = with_injections(module)
@@ -171,6 +169,17 @@ def _compile(
     return linking
 
 
+def check(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Config:
+    """Return what is asked for; ``sharp`` has the arguments.
+
+    Raises:
+        ValueError: for a bad option, and for any mode.
+    """
+    if mode is not None:
+        raise ValueError(_about_mode(mode))
+    return Config.parse(options)
+
+
 def _about_mode(mode: str) -> str:
     """Return what to write in place of a mode of Inductor's."""
     from torch._inductor import list_mode_options
@@ -183,6 +192,6 @@ def _about_mode(mode: str) -> str:
 
 # What is compiled with this backend, by whatever door, is to reach it.
 ours.register(sharp, setting_of)
-dynamo.install(sharp)
+dynamo.install(sharp, check)
 recompile_limit.watch_limit(_active_setting)
 dynamo_messages.filter_messages(lambda: _active_setting() is not None)

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, innermost_backend
+from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, _TorchDynamoContext, innermost_backend
 from torch._dynamo.utils import get_optimize_ddp_mode
 
 from .. import patches
@@ -32,12 +32,18 @@ Backend = Callable[..., Any]
 _is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
 
-def install(backend: Backend) -> None:
-    """Have Dynamo tell of what is compiled with ``backend``."""
+def install(backend: Backend, check: Callable[..., object]) -> None:
+    """Have Dynamo tell of what is compiled with ``backend``.
+
+    Args:
+        backend: the function that ``torch.compile`` finds by the name of the backend.
+        check: called with ``options=`` and ``mode=``, as far as they are given, where something is compiled: what it
+            refuses is refused there, and not at the first call.
+    """
     patches.replace(
         OptimizeContext,
         "__call__",
-        functools.partial(_noticing, backend=backend),
+        functools.partial(_noticing, backend=backend, check=check),
         versions=patches.TORCH,
         why="a module's own generate, wrappers and threads would run what they call uncompiled, in silence",
         acts="what is compiled with this backend",
@@ -45,11 +51,12 @@ def install(backend: Backend) -> None:
     regions.keep_in_threads()
 
 
-def _noticing(original: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+def _noticing(original: Callable[..., Any], backend: Backend, check: Callable[..., object]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(context: OptimizeContext, target: Any) -> Any:
-        if _backend_of(context) is not backend or _is_private.get():
+        if backend_of(context) is not backend or _is_private.get():
             return original(context, target)
+        check(**_arguments_of(context))
         return _compile(functools.partial(original, context), context, target)
 
     return call
@@ -72,7 +79,7 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
         transformers.prepare_model(module)
     context.enter_exit_hooks.append(_keep_graphs_whole)
     regions.keep_apart(context)
-    compiled, options = original(target), _options_of(context)
+    compiled, options = original(target), _arguments_of(context).get("options") or {}
     if not isinstance(module, torch.nn.Module):
         return compiled
     transformers.check_target(module, target, options)
@@ -119,12 +126,12 @@ def _generate_past(module: torch.nn.Module, options: dict[str, Any], *args: Any,
     return module.generate(*args, **kwargs)  # type: ignore[operator]
 
 
-def _backend_of(context: OptimizeContext) -> Any:
+def backend_of(context: _TorchDynamoContext) -> Any:
+    """Return the backend that a context compiles with, without what Dynamo wraps around it."""
     backend = innermost_backend(context.callback)  # type: ignore[arg-type]
     return getattr(backend, "compiler_fn", backend)
 
 
-def _options_of(context: OptimizeContext) -> dict[str, Any]:
-    given = getattr(innermost_backend(context.callback), "kwargs", {})  # type: ignore[arg-type]
-    options: dict[str, Any] = given.get("options") or {}
-    return options
+def _arguments_of(context: OptimizeContext) -> dict[str, Any]:
+    arguments: dict[str, Any] = getattr(innermost_backend(context.callback), "kwargs", {})  # type: ignore[arg-type]
+    return arguments

@@ -6,6 +6,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import torch
 from ... import patches
 from ..declined import decline
 from ..marked import options_of
-from ..on_import import on_import
 from ..ours import is_ours
 
 _WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
@@ -22,15 +22,8 @@ _WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or 
 _said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
-def install() -> None:
-    """Let ``generate`` say it when its ``CompileConfig`` names this backend, whether or not it will compile anything.
-
-    For the time when transformers is loaded: on a CPU nothing would be compiled, and no backend be looked up.
-    """
-    on_import("transformers.generation.utils", _install_in)
-
-
-def _install_in(utils: Any) -> None:
+def watch(utils: ModuleType) -> None:
+    """Let ``generate`` of ``transformers.generation.utils`` say it when its ``CompileConfig`` names this backend."""
     patches.replace(
         utils.GenerationMixin,
         "_valid_auto_compile_criteria",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
+show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)
+"""Whether ``--debug`` was given."""
 
-def fail(message: object) -> NoReturn:
-    """End the command with an error message and exit status 1."""
+
+def fail(reason: object) -> NoReturn:
+    """End the command with an error message and exit status 2; with ``--debug`` an exception is raised as it is."""
+    if isinstance(reason, Exception) and show_traceback.get():
+        raise reason
     # Dynamo appends a paragraph of advice for its own developers.
-    text, _, _ = str(message).strip().partition("\n\n")
+    text, _, _ = str(reason).strip().partition("\n\n")
     typer.secho(f"error: {text}", err=True, fg="red")
-    raise typer.Exit(1)
+    raise typer.Exit(2)
 
 
 def check_folders(*paths: Path | None) -> None:

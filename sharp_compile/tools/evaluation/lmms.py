@@ -97,7 +97,8 @@ def evaluate(
     must_prune = config is not None and config.cuts[-1].numerator < config.cuts[-1].denominator
     if options is not None:
         # A question that is answered unpruned ends the evaluation.
-        sharp_compile.compile(loaded, **{"on_skip": "silent", **options})
+        settings: dict[str, Any] = {"on_skip": "silent", **options}
+        sharp_compile.compile(loaded, **settings)
     answering = ChatModel(loaded, processor, frames, must_prune)
     rows = _rows(_answer(answering, tasks, limit, manager))
     if not rows:

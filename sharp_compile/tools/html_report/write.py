@@ -21,7 +21,7 @@ from .cells import Grid, grid_of
 from .tiles import Tile, Tokens, arrange
 
 if TYPE_CHECKING:
-    from sharp_compile.explain import CachedLayer, Explanation
+    from sharp_compile.explanation import CachedLayer, Explanation
 
 
 @dataclass(frozen=True)

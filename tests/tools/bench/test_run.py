@@ -106,5 +106,5 @@ def test_counting(tmp_path):
 )
 def test_bad_options(arguments, message):
     result = run(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.output.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The command line: options, and an error message with exit status 1 for whatever goes wrong."""
+"""The command line: options, and an error message with exit status 2 for whatever goes wrong."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def test_version(monkeypatch):
 def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchvision" else object())
     result = run("demo")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "error: the demo needs torchvision: pip install 'sharp-compile[video]'" in result.stderr
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_installed_is_named_with_the_remedy(monkeypatch):
 )
 def test_bad_options_are_refused_before_anything_runs(all_installed, arguments, message):
     result = run("demo", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ") and message in result.stderr
 
 
@@ -73,7 +73,7 @@ def test_a_missing_video_and_a_missing_checkpoint_are_named(tmp_path):
     for option, name in (("--video", "none.mp4"), ("--model", "none")):
         path = tmp_path / name
         result = run("demo", option, path, "--output", tmp_path / "a.png")
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert result.stderr.startswith(f"error: {path}: there is no such")
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_a_missing_video_and_a_missing_checkpoint_are_named(tmp_path):
 @needs_torchvision
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     result = run("demo", "--model", tmp_path, "--output", tmp_path / "a.png")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"error: {tmp_path}: no checkpoint of a video model" in result.stderr
 
 
@@ -91,7 +91,7 @@ def test_a_machine_without_a_compiler_is_told_so_at_once(tmp_path):
 
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         result = run("demo", "--output", tmp_path / "a.png")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "error: Inductor needs a C++ compiler" in result.stderr
 
 

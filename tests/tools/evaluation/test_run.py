@@ -61,7 +61,7 @@ def test_a_small_evaluation(tmp_path):
 )
 def test_bad_options_are_refused_before_anything_runs(arguments, message):
     result = run(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sharp_compile.explain import CachedLayer, Explanation
+from sharp_compile.explanation import CachedLayer, Explanation
 from sharp_compile.options import Cut
 from sharp_compile.report import GraphReport
 

@@ -52,7 +52,7 @@ def test_what_can_not_be_pruned_is_a_page_too(tmp_path):
 )
 def test_bad_options_are_refused_before_anything_runs(arguments, message):
     result = run(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ") and message in result.stderr
 
 
@@ -74,6 +74,6 @@ def test_a_checkpoint_in_a_folder(tmp_path, monkeypatch):
 @needs_torchvision
 def test_a_missing_checkpoint_is_named(tmp_path):
     result = run("--model", tmp_path / "none", "--output", tmp_path / "a.html")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {tmp_path / 'none'}: there is no such folder")
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sharp_compile
-from sharp_compile.explain import Explanation
+from sharp_compile.explanation import Explanation
 from tests.tools.html_report.explained import BEFORE, BEHIND, FRAMES, KEPT, LENGTH, SIDE, VISUAL, explanation, white
 from tests.toy import Toy, toy_inputs
 

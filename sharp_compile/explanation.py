@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo.eval_frame import OptimizedModule
 
 from . import patches, report
+from .backend.entry import sharp
+from .integrations.dynamo import backend_of, private
+from .integrations.marked import holds_compiled
 from .patches import Patch
 from .report import GraphReport
 
@@ -27,7 +31,7 @@ class CachedLayer:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What the backend did to the graphs of one call.
 
@@ -40,8 +44,13 @@ class Explanation:
 
     graphs: tuple[GraphReport, ...]
     layers: tuple[CachedLayer, ...] = ()
-    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    patches: tuple[Patch, ...] = field(default=(), repr=False)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    patches: tuple[Patch, ...] = ()
+
+    def __repr__(self) -> str:
+        pruned = [graph for graph in self.graphs if graph.pruned]
+        more = f": {pruned[-1].summary()}" if pruned else ""
+        return f"<Explanation: {len(pruned)} of {len(self.graphs)} graphs pruned{more}>"
 
     @property
     def pruned(self) -> bool:
@@ -125,9 +134,10 @@ class Explanation:
 def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     """Run one forward call of a model, and print what became of its graphs.
 
-    A model that was compiled with ``model.compile(backend="sharp", ...)`` runs as it is: its new graphs are
-    shown, and those that are pruned. Any other is compiled for this call with the default options. The operations of
-    pruned graphs are counted, which takes seconds for a large model.
+    A model that was compiled with this backend (``model.compile``, or what ``torch.compile`` returned) runs as it is:
+    its new graphs are shown, and those that are pruned. Any other, one that was compiled with another backend among
+    them, is compiled for this call with the default options. The operations of pruned graphs are counted, which takes
+    seconds for a large model.
 
     Args:
         model: a module.
@@ -136,13 +146,7 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     Returns:
         The facts that were printed.
     """
-    call: Callable[..., Any] = model
-    if not any(part._compiled_call_impl is not None for part in model.modules()):
-        from .backend.entry import sharp
-        from .integrations import dynamo
-
-        with dynamo.private():
-            call = torch.compile(model._call_impl, backend=sharp)
+    call = model if _is_compiled_with_sharp(model) else _compiled_with_defaults(model)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.
@@ -152,6 +156,19 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
 
     Console().print(explanation.table(), explanation.patch_table())
     return explanation
+
+
+def _is_compiled_with_sharp(model: torch.nn.Module) -> bool:
+    if isinstance(model, OptimizedModule):
+        return backend_of(model.dynamo_ctx) is sharp
+    return holds_compiled(model)
+
+
+def _compiled_with_defaults(model: torch.nn.Module) -> Callable[..., Any]:
+    inside = model._orig_mod if isinstance(model, OptimizedModule) else model
+    with private():
+        compiled: Callable[..., Any] = torch.compile(inside._call_impl, backend=sharp)
+    return compiled
 
 
 def _cached(output: Any) -> tuple[CachedLayer, ...]:

@@ -34,6 +34,36 @@ def test_explain_compiles_a_model_that_is_not(capsys, monkeypatch):
     assert model._compiled_call_impl is None
 
 
+def test_explain_what_torch_compile_returned(capsys):
+    """It runs with its own options; with another backend, or for another one, the default ones are shown."""
+    fast = torch.compile(Toy(), backend="sharp", options=OPTIONS)
+    for _ in range(2):
+        assert sharp_compile.explain(fast, **toy_inputs()).graphs[-1].kept_tokens == 5
+    capsys.readouterr()
+
+
+def test_explain_a_model_that_is_compiled_with_another_backend(capsys, monkeypatch):
+    monkeypatch.setattr(inner, "lookup_backend", lambda _: lookup_backend("eager"))
+    in_place, wrapped = Toy(), torch.compile(Toy(), backend="eager")
+    in_place.compile(backend="eager")
+    for model in (in_place, wrapped):
+        model(**toy_inputs())
+        explanation = sharp_compile.explain(model, **toy_inputs())
+        assert repr(explanation) == (
+            "<Explanation: 1 of 1 graphs pruned: pruned after layer 1 of 0..3: 26 -> 8 tokens, 20 -> 2 of them visual>"
+        )
+        assert "26 -> 8" in capsys.readouterr().out
+
+
+def test_a_report_is_a_line():
+    torch.compile(Toy(), backend="sharp", options=OPTIONS)(**toy_inputs())
+    torch.compile(lambda x: x + 1, backend="sharp", options=OPTIONS)(torch.ones(1))
+    pruned, other = sharp_compile.reports()
+    assert pruned.summary() == "pruned after layer 1 of 0..3: 26 -> 11 tokens, 20 -> 5 of them visual"
+    assert other.summary() == "not pruned: no visual tokens are injected in this graph"
+    assert repr(pruned) == f"<GraphReport: {pruned.summary()}>"
+
+
 def test_explain_shows_every_graph(capsys):
     model = Broken()
     model.compile(backend="sharp", options=OPTIONS)

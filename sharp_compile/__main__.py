@@ -1,0 +1,7 @@
+"""``python -m sharp_compile``: the ``sharp-compile`` command."""
+
+from __future__ import annotations
+
+from .tools.cli import main
+
+main()
