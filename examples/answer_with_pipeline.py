@@ -19,7 +19,6 @@ import torch
 import transformers
 
 import sharp_compile
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.tools.evaluation import MODELS
 from sharp_compile.tools.evaluation.dataset import hold_out
 from sharp_compile.tools.evaluation.scenes import WORLDS
@@ -36,8 +35,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
     suppress_logs()
-    make_importable()
-
     pipe: Any = transformers.pipeline("image-text-to-text", model=str(given.model), dtype=torch.float32)
     sharp_compile.compile(pipe.model, retention=given.retention, inner=given.inner)
 

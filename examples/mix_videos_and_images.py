@@ -14,7 +14,6 @@ import argparse
 import torch
 
 import sharp_compile
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.tools.suppressed_logs import suppress_logs
 
 
@@ -25,7 +24,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inner", default="eager", help='what compiles the pruned graph; "inductor" for speed')
     given = parser.parse_args(arguments)
     suppress_logs()
-    make_importable()
     from sharp_compile.tools.demo.models import built_in
     from sharp_compile.tools.demo.run import CLIP
     from sharp_compile.tools.demo.video import read

@@ -32,7 +32,6 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from torch.nn import functional as F
 
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.tools.evaluation.prompts import pixel_values
 from sharp_compile.tools.evaluation.questions import SPECIAL, VOCABULARY, Question, questions
 from sharp_compile.tools.evaluation.scenes import FRAMES, GRID, Scene, draw, object_tokens, render
@@ -294,7 +293,6 @@ def train(
 ) -> None:
     """Train the model and save it, with its tokenizer and the accuracy at the end of each stage."""
     torch.set_num_threads(1)
-    make_importable()
     processor = make_processor()
     model, history = make_model(seed).train(), []
     columns = ("{task.description}", BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))

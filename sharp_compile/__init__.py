@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from . import moved_modules, patches, requirements
-from .integrations import accelerate, compile_config
+from .integrations import accelerate, compile_config, torchvision
 
 if TYPE_CHECKING:
     from .api import calibrate, compile
@@ -78,3 +78,4 @@ requirements.check("torch", "transformers")
 moved_modules.install()
 accelerate.install()
 compile_config.install()
+torchvision.install()

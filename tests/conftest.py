@@ -7,11 +7,9 @@ import torch
 from hypothesis import settings
 
 import sharp_compile
-from sharp_compile.integrations.torchvision import make_importable
 from tests.rotation import seed
 from tests.table import write_table
 
-make_importable()
 # The models of the tests are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)
 

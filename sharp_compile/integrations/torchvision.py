@@ -8,44 +8,72 @@ would have declared. Every ``from transformers import Llava...`` fails with it. 
 here the import works, and everything that is written in Python with it; calling the two still fails.
 """
 
-import importlib
+from __future__ import annotations
+
 import importlib.util
 import sys
-
-import torch
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 _MISSING_OPERATORS = ("nms", "qnms")
 
 # An operator lives as long as the Library that declared it.
-_declared: list[torch.library.Library] = []
+_declared: list[Any] = []
 
 
-def make_importable() -> None:
-    """Import torchvision, with its missing operators declared if that is what it takes.
+def install() -> None:
+    """Let every later import of torchvision succeed for which no more is missing than the two operators.
 
-    Call this before transformers loads anything that needs torchvision. An attempt that failed earlier does
-    no harm: transformers loads its modules lazily and tries again. Without torchvision, or with one that
-    can be imported as it is, nothing is changed.
-
-    Raises:
-        RuntimeError: torchvision is there and can't be imported for some other reason.
-        ImportError: Likewise.
+    One that failed before does no harm: transformers loads its modules lazily, and tries again.
     """
-    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    else:
-        return
-    # The failed import leaves those submodules behind that were loaded before the failure. They would not
-    # be loaded again and so never become attributes of the new package, which expects them there.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
+    if not any(isinstance(each, _Finder) for each in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds torchvision as it would be found otherwise, and has it executed once more where the operators lack."""
+
+    def __init__(self) -> None:
+        self.is_asking = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "torchvision" or self.is_asking:
+            return None
+        self.is_asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.is_asking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _tolerant(spec.loader.exec_module)  # type: ignore[assignment,method-assign]
+        return spec
+
+
+def _tolerant(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def execute_with_operators(module: ModuleType) -> None:
+        try:
+            execute(module)
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            # Submodules that were loaded before the failure would not be loaded again, and so never become attributes
+            # of the package, which expects them there.
+            for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+                del sys.modules[name]
+            _declare()
+            execute(module)
+
+    return execute_with_operators
+
+
+def _declare() -> None:
+    import torch
+
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in _MISSING_OPERATORS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
-    importlib.import_module("torchvision")

@@ -15,17 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-
-from sharp_compile.integrations.torchvision import make_importable
-from sharp_compile.short_repr import brief
-from sharp_compile.tools import checkpoint
-from sharp_compile.tools.demo import DemoError
-from sharp_compile.tools.demo.video import Clip
-from sharp_compile.tools.html_report.cells import Grid, grid_of
-
-make_importable()
-
-from transformers import (  # noqa: E402 - torchvision has to be importable first
+from transformers import (
     AutoModelForImageTextToText,
     LlavaOnevisionConfig,
     LlavaOnevisionImageProcessor,
@@ -37,7 +27,13 @@ from transformers import (  # noqa: E402 - torchvision has to be importable firs
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
-from transformers.video_utils import VideoMetadata  # noqa: E402
+from transformers.video_utils import VideoMetadata
+
+from sharp_compile.short_repr import brief
+from sharp_compile.tools import checkpoint
+from sharp_compile.tools.demo import DemoError
+from sharp_compile.tools.demo.video import Clip
+from sharp_compile.tools.html_report.cells import Grid, grid_of
 
 QUESTION = "What moves across the picture, and where does it go?"
 

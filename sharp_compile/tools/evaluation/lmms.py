@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 import sharp_compile
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.options import Config
 from sharp_compile.sharp_options import nearest
 from sharp_compile.short_repr import brief
@@ -84,8 +83,6 @@ def evaluate(
     """
     config = None if options is None else Config.parse(options)
     _check_installed()
-    # lmms-eval, and what it imports of transformers, need torchvision.
-    make_importable()
     from .lmms_model import ChatModel
 
     manager = _find(tasks, include)

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.tools import results_io
 from sharp_compile.tools.suppressed_logs import suppress_logs
 
@@ -43,7 +42,6 @@ class Request:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """Return a trained model in float32, ready to answer, and its tokenizer."""
-    make_importable()
     model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 

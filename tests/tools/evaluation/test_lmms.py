@@ -13,7 +13,6 @@ import torch
 from typer.testing import CliRunner
 
 import sharp_compile
-from sharp_compile.integrations.torchvision import make_importable
 from sharp_compile.tools import cli
 from sharp_compile.tools.demo.video import read
 from sharp_compile.tools.evaluation import MODELS
@@ -153,7 +152,6 @@ def answer(folder, question, path, options):
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """A folder with `model` and `tasks`, for which what the full or the pruned model says is right."""
-    make_importable()
     folder = tmp_path_factory.mktemp("bench")
     save_model(folder / "model")
     questions = []
@@ -365,7 +363,6 @@ def test_metrics_are_told_in_percent(value, scores, percent):
 )
 @needs_lmms_eval
 def test_answers_are_greedy_unless_a_temperature_is_set(task, model):
-    make_importable()
     from sharp_compile.tools.evaluation.lmms_model import generation_settings
 
     made = generation_settings(task)

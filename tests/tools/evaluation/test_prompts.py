@@ -23,9 +23,6 @@ def test_all_words_are_known():
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the processor needs torchvision")
 def test_inputs_are_those_of_the_processor():
-    from sharp_compile.integrations.torchvision import make_importable
-
-    make_importable()
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(MODELS / "seed-1")

@@ -3,18 +3,14 @@
 import numpy as np
 import pytest
 import torch
-
-from sharp_compile.integrations.torchvision import make_importable
-from sharp_compile.tools.html_report.cells import Grid, grid_of
-
-make_importable()
-
-from transformers import (  # noqa: E402 - torchvision has to be importable first
+from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLModel,
 )
+
+from sharp_compile.tools.html_report.cells import Grid, grid_of
 
 TEXT = {
     "hidden_size": 32,

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from sharp_compile.integrations.torchvision import make_importable
-
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
 )
@@ -15,13 +13,6 @@ needs_torchvision = pytest.mark.skipif(
 
 def run(program):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-
-
-def test_nothing_happens_without_torchvision(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    make_importable()
-    assert "torchvision" not in sys.modules
 
 
 @needs_torchvision
@@ -37,10 +28,8 @@ def test_nothing_happens_without_torchvision(monkeypatch):
 )
 def test_transformers_gets_its_video_processors(before):
     program = f"""
-from sharp_compile.integrations.torchvision import make_importable
 {before}
-make_importable()
-make_importable()
+import sharp_compile
 import torch, torchvision
 from torchvision.transforms.v2 import functional
 from transformers import LlavaOnevisionVideoProcessor, Qwen2VLVideoProcessor
@@ -60,8 +49,7 @@ def test_another_failure_is_not_hidden(tmp_path):
     program = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from sharp_compile.integrations.torchvision import make_importable
-make_importable()
+import sharp_compile, torchvision
 """
     result = run(program)
     assert result.returncode != 0
