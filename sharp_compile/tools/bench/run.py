@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import sharp_compile
 from sharp_compile.options import Config
 from sharp_compile.tools import results_io
+from sharp_compile.tools.progress import progress
 from sharp_compile.tools.timing import interleave, seconds_of
 from sharp_compile.tools.weight_sharing import weight_sharing_copy
 
@@ -79,19 +79,10 @@ def run(request: Request) -> list[Row]:
     machine = best_of(request.setup.dtype, device)
     steps = _steps(request)
     console, rows = Console(), []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
-        # All ways share the code of one function, and the limit is the function's.
-        torch._dynamo.config.patch(recompile_limit=256),
-    ):
-        task = progress.add_task("building", total=steps)
-
-        def tick(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
+    # All ways share the code of one function, and the limit is the function's.
+    with progress(steps) as shown, torch._dynamo.config.patch(recompile_limit=256):
         for visual in request.tokens:
-            rows += _measured(request, model, machine, visual, device, tick)
+            rows += _measured(request, model, machine, visual, device, shown.next)
     for table in _tables(request, rows):
         console.print(table)
     console.print(

@@ -1,18 +1,26 @@
-"""What a pruned model answers: the small trained model, a question in each world."""
+"""What a pruned model answers beside the full one: the small trained model in each world, or a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
+import sharp_compile
+from sharp_compile.tools.demo.models import Case
 from sharp_compile.tools.demo.picture import Section
 from sharp_compile.tools.evaluation import MODELS
 from sharp_compile.tools.evaluation.dataset import Exam, hold_out
 from sharp_compile.tools.evaluation.run import load
 from sharp_compile.tools.evaluation.scenes import GRID, WORLDS
 from sharp_compile.tools.evaluation.score import Grade, grade, pruned
+from sharp_compile.tools.weight_sharing import weight_sharing_copy
+
+NEW_TOKENS = 40
+"""How long an answer of a checkpoint may get."""
 
 _SEED = 1  # of the videos; any will do
 _ENLARGED = 8  # frames of 32 pixels are drawn larger than they are
@@ -66,3 +74,26 @@ def ask(retention: float, layer: int, selector: str, step: Callable[[str], None]
         full, short = grade(model, tokenizer, exam, False), grade(fast, tokenizer, exam, True)
         asked.append(Answers(exam, full, short))
     return asked
+
+
+def ask_checkpoint(case: Case, options: Mapping[str, Any], step: Callable[[str], None]) -> tuple[str, str]:
+    """Return what a checkpoint answers in full, and pruned.
+
+    Args:
+        case: the checkpoint and its inputs. The same graphs run as when it is timed, without Inductor.
+        options: those of the backend, but for ``inner``.
+        step: called before each answer.
+    """
+
+    def answer(model: Any) -> str:
+        with torch.no_grad():
+            tokens = model.generate(**case.inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        text: str = case.processor.batch_decode(tokens[:, case.sequence_length :], skip_special_tokens=True)[0]
+        return text.strip()
+
+    step(f"{case.name}: asking the full model")
+    full = answer(case.model)
+    step(f"{case.name}: asking the pruned model")
+    fast = weight_sharing_copy(case.model)
+    torch.compiler.reset()
+    return full, answer(sharp_compile.compile(fast, **options, inner="eager"))

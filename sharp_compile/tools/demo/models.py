@@ -80,7 +80,7 @@ class Case:
     """A model with its inputs: one prompt of S tokens, V of which are visual.
 
     ``visual`` has the V positions of the visual tokens, ascending; ``grid`` says what they stand for, where that
-    is known.
+    is known. ``processor`` made the inputs, and reads answers.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Case:
     inputs: dict[str, Any]
     visual: torch.Tensor
     grid: Grid | None
+    processor: Any
 
     @property
     def sequence_length(self) -> int:
@@ -160,7 +161,7 @@ def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
         raise DemoError(f"{source.name}: the prompt for {count} frames has no visual tokens")
     grid = grid_of(inputs, len(visual))
     inputs = dict(inputs.to(_device(), _dtype()))
-    return Case(source.name, model.to(_device()).eval(), inputs, visual, grid)
+    return Case(source.name, model.to(_device()).eval(), inputs, visual, grid, processor)
 
 
 def _device() -> torch.device:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
@@ -25,6 +24,7 @@ from sharp_compile.tools.demo import DemoError, answers, measure, models, pictur
 from sharp_compile.tools.demo.row import Row
 from sharp_compile.tools.evaluation.scenes import WORLDS
 from sharp_compile.tools.evaluation.score import NotPruned
+from sharp_compile.tools.progress import progress
 from sharp_compile.tools.suppressed_logs import suppress_logs
 from sharp_compile.tools.timing import Timing, interleave
 from sharp_compile.tools.weight_sharing import weight_sharing_copy
@@ -41,6 +41,7 @@ class Request:
 
     video: Path
     model: Path | None
+    question: str
     retention: float
     layer: int
     selector: str
@@ -48,9 +49,16 @@ class Request:
     repeats: int
     output: Path
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the backend. A model that can't be pruned has nothing to show."""
+        return {"retention": self.retention, "layer": self.layer, "selector": self.selector, "on_skip": "raise"}
+
 
 def run(request: Request) -> list[Row]:
-    """Measure all models, print the table and write the picture.
+    """Ask, measure all models, print the tables and write the picture.
+
+    The answers come first, and with them a picture: timing takes longer.
 
     Returns:
         Three rows for each model: eager, Inductor and sharp.
@@ -62,70 +70,65 @@ def run(request: Request) -> list[Row]:
     _check_compiler()
     clip = video.read(request.video, request.frames)
     sources = list(models.built_in()) if request.model is None else [models.local(request.model)]
+    sections = _ask_trained_model(request) if request.model is None else []
     rows: list[Row] = []
-    sections: list[picture.Section] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        # For each model: load it, count twice, and each way one call more than are timed.
-        questions = 0 if request.model else len(WORLDS)
-        steps = len(sources) * (3 + len(_WAYS) * (request.repeats + 1)) + questions
-        task = progress.add_task("", total=steps)
-        done = itertools.count()
-
-        def step(description: str) -> None:
-            # Called before each step, so that what is shown is what is going on.
-            progress.update(task, description=description, completed=next(done))
-
+    # For each model: load it, ask a checkpoint twice, count twice, and each way one call more than are timed.
+    of_each = 3 + 2 * (request.model is not None) + len(_WAYS) * (request.repeats + 1)
+    with progress(len(sources) * of_each) as shown:
         for source in sources:
-            measured, section = _one(source, clip, request, step)
+            # The models share code, of which Dynamo keeps but a few compiled versions; the last one's are done with.
+            torch.compiler.reset()
+            shown.next(f"{source.name}: loading")
+            case = models.prepare(source, clip, request.question)
+            said = answers.ask_checkpoint(case, request.options, shown.next) if request.model is not None else None
+            measured, section = _one(case, clip, request, shown.next)
             rows += measured
             sections += section
-        asked, not_asked = [], ""
-        if questions:
-            try:
-                asked = answers.ask(request.retention, request.layer, request.selector, step)
-            except NotPruned as error:  # a cut that this smaller model has no layers for
-                not_asked = f"No questions were asked: {error}"
-        sections += [answer.section() for answer in asked]
     if sections:
-        image = io.BytesIO()
-        picture.page(sections).save(image, "PNG", optimize=True)
-        results_io.write(request.output, image.getvalue())
+        _write_picture(request.output, sections)
     _print(rows, request, len(clip.indices))
-    if asked:
-        _print_questions(asked)
-    if not_asked:
-        Console(markup=False).print(not_asked)
+    if said is not None:
+        _print_answers(request.question, *said)
     return rows
 
 
+def _ask_trained_model(request: Request) -> list[picture.Section]:
+    """Print what a small model answers that was trained to, and write its part of the picture."""
+    console = Console(markup=False)
+    try:
+        with progress(len(WORLDS)) as shown:
+            asked = answers.ask(request.retention, request.layer, request.selector, shown.next)
+    except NotPruned as error:  # a cut that this smaller model has no layers for
+        console.print(f"No questions were asked: {error}")
+        return []
+    sections = [answer.section() for answer in asked]
+    _write_picture(request.output, sections)
+    _print_questions(asked)
+    console.print(f"What was kept for these answers: {request.output}")
+    return sections
+
+
+def _write_picture(path: Path, sections: Sequence[picture.Section]) -> None:
+    image = io.BytesIO()
+    picture.page(sections).save(image, "PNG", optimize=True)
+    results_io.write(path, image.getvalue())
+
+
 def _one(
-    source: models.Source, clip: video.Clip, request: Request, step: Callable[[str], None]
+    case: models.Case, clip: video.Clip, request: Request, step: Callable[[str], None]
 ) -> tuple[list[Row], list[picture.Section]]:
     """Return the rows of one model, and its section of the picture if its tokens can be placed on frames."""
-    # The models share code, of which Dynamo keeps but a few compiled versions; the last one's are done with.
-    torch.compiler.reset()
-    step(f"{source.name}: loading")
-    case = models.prepare(source, clip)
-    options = {
-        "retention": request.retention,
-        "layer": request.layer,
-        "selector": request.selector,
-        # A model that can't be pruned has nothing to show.
-        "on_skip": "raise",
-    }
-
-    step(f"{source.name}: counting operations")
+    step(f"{case.name}: counting operations")
     unpruned = measure.eager_flops(case)
-    step(f"{source.name}: counting operations, pruned")
-    pruned = measure.pruned_flops(case, options, unpruned)
+    step(f"{case.name}: counting operations, pruned")
+    pruned = measure.pruned_flops(case, request.options, unpruned)
     flops = {"eager": unpruned, "inductor": unpruned, "sharp": pruned}
 
     torch.compiler.reset()
     sharp_compile.reset()
     compiled = {name: weight_sharing_copy(case.model) for name in ("inductor", "sharp")}
     compiled["inductor"].compile(backend="inductor")
-    compiled["sharp"].compile(backend="sharp", options=options)
+    compiled["sharp"].compile(backend="sharp", options=request.options)
     ways = {"eager": case.model, **compiled}
     outputs: dict[str, Any] = {}
 
@@ -138,9 +141,9 @@ def _one(
     timings = interleave(
         {name: prefill(name) for name in _WAYS},
         request.repeats,
-        lambda name: step(f"{source.name}: {name}"),
+        lambda name: step(f"{case.name}: {name}"),
     )
-    layer, kept = _cut(source.name, sharp_compile.reports())
+    layer, kept = _cut(case.name, sharp_compile.reports())
 
     lengths = {name: measure.cache_lengths(outputs[name]) for name in _WAYS}
     rows = _rows(case, request, timings, flops, lengths, (layer, kept.shape[1]))
@@ -274,6 +277,16 @@ def _print_questions(asked: Sequence[answers.Answers]) -> None:
     console.print(
         "The answers are those of a small model that was trained to answer; `sharp-compile eval` asks it more."
     )
+
+
+def _print_answers(question: str, full: str, pruned: str) -> None:
+    """Print what a checkpoint answered, side by side."""
+    table = Table(title=f"Question: {question}", title_justify="left", title_style="bold")
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    for heading in ("full model", "pruned"):
+        table.add_column(heading, ratio=1)
+    table.add_row(full or "(nothing)", pruned or "(nothing)")
+    Console(markup=False).print(table)
 
 
 def _check_compiler() -> None:

@@ -12,10 +12,10 @@ import torch
 import transformers
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sharp_compile.tools import results_io
+from sharp_compile.tools.progress import progress
 from sharp_compile.tools.suppressed_logs import suppress_logs
 
 from . import MODELS
@@ -57,26 +57,16 @@ def run(request: Request) -> list[Row]:
         ValueError: for options that the backend refuses.
     """
     suppress_logs()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        total = request.questions * len(request.worlds) * (2 + len(request.ways))
-        task = progress.add_task("", total=total)
-
-        def step(count: int = 1) -> None:
-            progress.advance(task, count)
-
-        def begin(what: str) -> None:
-            progress.update(task, description=what)
-
-        begin("drawing videos")
-        exams = [hold_out(world, request.questions, request.exam_seed, step) for world in request.worlds]
-        begin("the full model")
+    with progress(request.questions * len(request.worlds) * (2 + len(request.ways))) as shown:
+        shown.begin("drawing videos")
+        exams = [hold_out(world, request.questions, request.exam_seed, shown.advance) for world in request.worlds]
+        shown.begin("the full model")
         model, tokenizer = load(MODELS / f"seed-{request.seed}")
-        grades: Grades = {None: [grade(model, tokenizer, exam, False, step) for exam in exams]}
+        grades: Grades = {None: [grade(model, tokenizer, exam, False, shown.advance) for exam in exams]}
         for way in request.ways:
-            begin(str(way))
+            shown.begin(str(way))
             fast = pruned(model, **way.options(request.inner))
-            grades[way] = [grade(fast, tokenizer, exam, way.retention < 1, step) for exam in exams]
+            grades[way] = [grade(fast, tokenizer, exam, way.retention < 1, shown.advance) for exam in exams]
     rows = _rows(request, exams, grades)
     _print(request, rows)
     return rows
