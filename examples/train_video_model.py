@@ -150,7 +150,7 @@ def make_processor() -> transformers.ProcessorMixin:
     """Frames as they are, between -1 and 1; a prompt is the placeholder and the question."""
     pictures = {
         "size": {"height": 32, "width": 32},
-        "do_resize": False,
+        "do_resize": True,
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }

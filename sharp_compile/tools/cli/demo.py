@@ -54,13 +54,10 @@ def demo(
         fail(error)
 
     from sharp_compile.tools import results_io
-    from sharp_compile.tools.demo.models import QUESTION
     from sharp_compile.tools.demo.run import CLIP, Request, run
 
     try:
-        rows = run(
-            Request(video or CLIP, model, question or QUESTION, retention, layer, selector, frames, repeats, output)
-        )
+        rows = run(Request(video or CLIP, model, question, retention, layer, selector, frames, repeats, output))
         if json is not None:
             results_io.write_json(json, rows)
     except (DemoError, CannotPrune, ValueError, OSError) as error:

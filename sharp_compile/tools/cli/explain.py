@@ -21,7 +21,9 @@ def explain(
         Path | None,
         typer.Option(help="With --model: a video file.  [default: a clip that comes with the package]"),
     ] = None,
-    question: Annotated[str, typer.Option(help="With --model: what to ask about the video.")] = "What happens here?",
+    question: Annotated[
+        str | None, typer.Option(help="With --model: what to ask.  [default: what moves, and where it goes]")
+    ] = None,
     frames: Annotated[
         int, typer.Option(min=1, help="With --model: frames taken from the video, at even distances.")
     ] = 8,

@@ -35,7 +35,10 @@ from sharp_compile.tools.demo import DemoError
 from sharp_compile.tools.demo.video import Clip
 from sharp_compile.tools.html_report.cells import Grid, grid_of
 
-QUESTION = "What moves across the picture, and where does it go?"
+QUESTIONS = ("What moves across the picture, and where does it go?", "color of disc ?")
+"""What is asked unless the user asks: the first that a model's tokenizer can read.
+
+The second is in the vocabulary of the small models that come with the package."""
 
 DECODER = {
     "hidden_size": 384,
@@ -88,6 +91,7 @@ class Case:
     inputs: dict[str, Any]
     visual: torch.Tensor
     grid: Grid | None
+    question: str
     processor: Any
 
     @property
@@ -120,36 +124,27 @@ def local(path: Path) -> Source:
     return Source(path.name or str(path), load)
 
 
-def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
+def prepare(source: Source, clip: Clip, question: str | None = None) -> Case:
     """Load a model and make its inputs from the clip and a question, on the accelerator if there is one.
+
+    Args:
+        source: the model.
+        clip: what it gets to see.
+        question: what it is asked; None for one of ``QUESTIONS``.
 
     Raises:
         DemoError: The checkpoint can't be loaded, or can't be asked about a video.
     """
     model, processor = source.load()
-    count, height, width, _ = clip.frames.shape
-    metadata = VideoMetadata(
-        total_num_frames=clip.total,
-        fps=clip.fps,
-        width=width,
-        height=height,
-        duration=clip.total / clip.fps,
-        frames_indices=list(clip.indices),
-    )
-    content: Any = [{"type": "video"}, {"type": "text", "text": question}]
-    try:
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        inputs = processor(
-            text=[prompt],
-            videos=[clip.frames],
-            video_metadata=[metadata],
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
-    except Exception as error:  # whatever a template or a tokenizer raises that is not this model's
-        raise DemoError(f"{source.name}: can't be asked about a video ({brief(error)})") from error
+    reason: Exception | None = None
+    for asked in (question,) if question is not None else QUESTIONS:
+        try:
+            inputs = _inputs(processor, clip, asked)
+            break
+        except Exception as error:  # whatever a template or a tokenizer raises that is not this model's
+            reason = reason or error
+    else:
+        raise DemoError(f"{source.name}: can't be asked about a video ({brief(reason)})") from reason
     known, largest = model.get_input_embeddings().num_embeddings, int(inputs["input_ids"].max())
     if largest >= known:
         raise DemoError(f"{source.name}: its tokenizer is another model's: token {largest}, but there are {known}")
@@ -158,10 +153,29 @@ def prepare(source: Source, clip: Clip, question: str = QUESTION) -> Case:
     placeholders = torch.tensor([number for number in ids if number is not None], dtype=torch.long)
     visual = torch.isin(inputs["input_ids"][0], placeholders).nonzero()[:, 0]
     if len(visual) == 0:
-        raise DemoError(f"{source.name}: the prompt for {count} frames has no visual tokens")
+        raise DemoError(f"{source.name}: the prompt for {len(clip.frames)} frames has no visual tokens")
     grid = grid_of(inputs, len(visual))
     inputs = dict(inputs.to(_device(), _dtype()))
-    return Case(source.name, model.to(_device()).eval(), inputs, visual, grid, processor)
+    return Case(source.name, model.to(_device()).eval(), inputs, visual, grid, asked, processor)
+
+
+def _inputs(processor: Any, clip: Clip, question: str) -> Any:
+    _, height, width, _ = clip.frames.shape
+    metadata = VideoMetadata(
+        total_num_frames=clip.total,
+        fps=clip.fps,
+        width=width,
+        height=height,
+        duration=clip.total / clip.fps,
+        frames_indices=list(clip.indices),
+    )
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return processor(
+        text=[prompt], videos=[clip.frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
 
 
 def _device() -> torch.device:

@@ -41,7 +41,7 @@ class Request:
 
     video: Path
     model: Path | None
-    question: str
+    question: str | None
     retention: float
     layer: int
     selector: str
@@ -88,7 +88,7 @@ def run(request: Request) -> list[Row]:
         _write_picture(request.output, sections)
     _print(rows, request, len(clip.indices))
     if said is not None:
-        _print_answers(request.question, *said)
+        _print_answers(case.question, *said)
     return rows
 
 
@@ -281,12 +281,13 @@ def _print_questions(asked: Sequence[answers.Answers]) -> None:
 
 def _print_answers(question: str, full: str, pruned: str) -> None:
     """Print what a checkpoint answered, side by side."""
-    table = Table(title=f"Question: {question}", title_justify="left", title_style="bold")
+    console, table = Console(markup=False), Table(expand=True)
+    console.print(f"Question: {question}")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     for heading in ("full model", "pruned"):
         table.add_column(heading, ratio=1)
     table.add_row(full or "(nothing)", pruned or "(nothing)")
-    Console(markup=False).print(table)
+    console.print(table)
 
 
 def _check_compiler() -> None:

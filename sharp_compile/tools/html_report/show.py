@@ -63,7 +63,7 @@ def rendered(world: str) -> Asked:
     return Asked(model, inputs, exam.frames[0], f"{' '.join(question.words)} ({question.answer})")
 
 
-def filmed(model: Path, video: Path | None, question: str, frames: int) -> Asked:
+def filmed(model: Path, video: Path | None, question: str | None, frames: int) -> Asked:
     """Return a question about a video, for a checkpoint in a folder.
 
     Raises:
@@ -75,7 +75,7 @@ def filmed(model: Path, video: Path | None, question: str, frames: int) -> Asked
 
     clip = read(video or CLIP, frames)
     case = models.prepare(models.local(model), clip, question)
-    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {question}")
+    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {case.question}")
 
 
 def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:

@@ -147,3 +147,15 @@ def test_a_checkpoint_in_a_folder(tmp_path, smaller):
         ("saved", "sharp"),
     ]
     assert rows[2]["pruned_length"] < rows[2]["sequence_length"]
+
+
+@needs_torchvision
+@pytest.mark.slow
+def test_a_checkpoint_answers_in_full_and_pruned(tmp_path):
+    """The shipped model can be asked like any other: its processor resizes, and the question is one that it reads."""
+    from sharp_compile.tools.evaluation import MODELS
+
+    result = run("demo", "--model", MODELS / "seed-1", "--repeats", 1, "--output", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    _, told = result.output.split("Question: color of disc ?")
+    assert told.split()[:3] == ["full", "model", "pruned"]
