@@ -2,8 +2,8 @@
 
     model.compile(backend="sharp", options={"retention": 0.10})
 
-``sharp_compile.backend`` is where a graph comes in; ``docs/how-it-works.md`` has its way from there. What needs torch is
-loaded when it is first asked for, so that commands answer at once.
+A graph comes in at ``sharp_compile.backend``; ``docs/how-it-works.md`` has its way from there. What needs
+torch is loaded when it is first asked for, so that commands answer at once.
 """
 
 from __future__ import annotations
