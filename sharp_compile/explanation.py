@@ -14,8 +14,9 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from . import patches, report
 from .backend.entry import sharp
-from .integrations.dynamo import backend_of, private
-from .integrations.marked import holds_compiled
+from .integrations.dynamo import arguments_of, backend_of, private
+from .integrations.marked import holds_compiled, options_of
+from .options import DEFAULTS
 from .patches import Patch
 from .report import GraphReport
 
@@ -40,12 +41,14 @@ class Explanation:
         layers: what each layer's cache holds; empty where the call returned no cache.
         inputs: what the model was called with.
         patches: what is changed in torch and transformers for it.
+        options: those of the backend, with the values that were not given.
     """
 
     graphs: tuple[GraphReport, ...]
     layers: tuple[CachedLayer, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         pruned = [graph for graph in self.graphs if graph.pruned]
@@ -151,7 +154,9 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.
     shown = tuple(replace(graph) for graph in graphs)
-    explanation = Explanation(shown, _cached(output), inputs, tuple(patches.status()))
+    given = _options_of(model)
+    options = {name: given.get(name, value) for name, value in (*DEFAULTS.items(), ("inductor", {}))}
+    explanation = Explanation(shown, _cached(output), inputs, tuple(patches.status()), options)
     from rich.console import Console
 
     Console().print(explanation.table(), explanation.patch_table())
@@ -162,6 +167,12 @@ def _is_compiled_with_sharp(model: torch.nn.Module) -> bool:
     if isinstance(model, OptimizedModule):
         return backend_of(model.dynamo_ctx) is sharp
     return holds_compiled(model)
+
+
+def _options_of(model: torch.nn.Module) -> Mapping[str, Any]:
+    if isinstance(model, OptimizedModule):
+        return arguments_of(model.dynamo_ctx).get("options") or {} if _is_compiled_with_sharp(model) else {}
+    return next((given for part in model.modules() if (given := options_of(part)) is not None), {})
 
 
 def _compiled_with_defaults(model: torch.nn.Module) -> Callable[..., Any]:

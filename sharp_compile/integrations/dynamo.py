@@ -56,7 +56,7 @@ def _noticing(original: Callable[..., Any], backend: Backend, check: Callable[..
     def call(context: OptimizeContext, target: Any) -> Any:
         if backend_of(context) is not backend or _is_private.get():
             return original(context, target)
-        check(**_arguments_of(context))
+        check(**arguments_of(context))
         return _compile(functools.partial(original, context), context, target)
 
     return call
@@ -79,7 +79,7 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
         transformers.prepare_model(module)
     context.enter_exit_hooks.append(_keep_graphs_whole)
     regions.keep_apart(context)
-    compiled, options = original(target), _arguments_of(context).get("options") or {}
+    compiled, options = original(target), arguments_of(context).get("options") or {}
     if not isinstance(module, torch.nn.Module):
         return compiled
     transformers.check_target(module, target, options)
@@ -132,6 +132,7 @@ def backend_of(context: _TorchDynamoContext) -> Any:
     return getattr(backend, "compiler_fn", backend)
 
 
-def _arguments_of(context: OptimizeContext) -> dict[str, Any]:
+def arguments_of(context: _TorchDynamoContext) -> dict[str, Any]:
+    """Return what a context hands to its backend by keyword: ``options`` and ``mode``, as far as they are given."""
     arguments: dict[str, Any] = getattr(innermost_backend(context.callback), "kwargs", {})  # type: ignore[arg-type]
     return arguments

@@ -16,6 +16,9 @@ from .cells import frame_count
 WIDEST = 320
 """Pixels: a page shows many frames, and none of them large."""
 
+VEIL = (12, 14, 20, 190)
+"""The colour that dims a dropped cell, with its opacity."""
+
 SCALE = ("#2b1055", "#7b2d8b", "#d1495b", "#f79a3e", "#fcf5bf")
 """The colours of the heat map, from the lowest score to the highest: ever lighter, also for the colour-blind."""
 
@@ -62,7 +65,7 @@ def heat(tokens: np.ndarray, order: np.ndarray) -> str:
 def veil(tokens: np.ndarray, kept: np.ndarray) -> str:
     """Return the address of what dims a tile's dropped cells: a pixel a cell, transparent where the token is kept."""
     cells = np.zeros((*tokens.shape, 4), np.uint8)
-    cells[~kept[tokens] | (tokens < 0)] = (12, 14, 20, 190)
+    cells[~kept[tokens] | (tokens < 0)] = VEIL
     return _address(Image.fromarray(cells), "PNG", optimize=True)
 
 

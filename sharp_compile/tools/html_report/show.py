@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,23 @@ import torch
 from rich.console import Console
 
 import sharp_compile
+from sharp_compile.tools.html_report.write import write_page
+
+_NEW_TOKENS = 40  # of an answer, at most
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model, its inputs for one prompt, the frames that they were made of (``[T, H, W, 3]`` uint8) and a heading."""
+    """A model, its inputs for one prompt, the frames that they were made of (``[T, H, W, 3]`` uint8) and a heading.
 
-    model: torch.nn.Module
+    ``decode`` gives the text of tokens ``[N]``, as a tokenizer does.
+    """
+
+    model: Any
     inputs: dict[str, Any]
     frames: np.ndarray
     title: str
+    decode: Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def rendered(world: str) -> Asked:
         "pixel_values_videos": pixel_values(exam.frames),
     }
     question = exam.questions[0]
-    return Asked(model, inputs, exam.frames[0], f"{' '.join(question.words)} ({question.answer})")
+    return Asked(model, inputs, exam.frames[0], f"{' '.join(question.words)} ({question.answer})", tokenizer.decode)
 
 
 def filmed(model: Path, video: Path | None, question: str | None, frames: int) -> Asked:
@@ -75,7 +82,7 @@ def filmed(model: Path, video: Path | None, question: str | None, frames: int) -
 
     clip = read(video or CLIP, frames)
     case = models.prepare(models.local(model), clip, question)
-    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {case.question}")
+    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {case.question}", case.processor.tokenizer.decode)
 
 
 def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:
@@ -94,9 +101,18 @@ def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:
     """
     torch.compiler.reset()
     sharp_compile.reset()
+    full = _answer(asked)
     # The reasons are on the page; a warning of each would say them twice.
     model = sharp_compile.compile(asked.model, **options, inner="eager", on_skip="silent")
     explanation = sharp_compile.explain(model, **asked.inputs)
-    explanation.to_html(output, asked.frames, asked.title)
+    write_page(explanation, output, [asked.frames], asked.title, (full, _answer(asked)))
     Console(markup=False).print(f"The page: {output}")
     return [Row(**{name: getattr(graph, name) for name in Row.__annotations__}) for graph in explanation.graphs]
+
+
+def _answer(asked: Asked) -> str:
+    """Return what the model answers, compiled or not."""
+    with torch.no_grad():
+        tokens = asked.model.generate(**asked.inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    text: str = asked.decode(tokens[0, asked.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text.strip()

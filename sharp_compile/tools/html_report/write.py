@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sharp_compile.report import GraphReport
+from sharp_compile.short_repr import short_repr
 from sharp_compile.tools import results_io
 
 from . import pictures
@@ -35,7 +36,11 @@ class Bar:
 
 
 def write_page(
-    explanation: Explanation, path: Path, frames: Sequence[np.ndarray] | None = None, title: str | None = None
+    explanation: Explanation,
+    path: Path,
+    frames: Sequence[np.ndarray] | None = None,
+    title: str | None = None,
+    answers: tuple[str, str] | None = None,
 ) -> None:
     """Write the page of an explanation.
 
@@ -44,6 +49,7 @@ def write_page(
         path: the file; there is the old one or the new one at any time.
         frames: ``[T, H, W, 3]`` uint8 for each row of the batch; None for those among the model's inputs, if there are.
         title: the heading; None for one that says what the page is.
+        answers: what the full and the pruned model answered, where they were asked.
 
     Raises:
         ValueError: for frames that are not such arrays, or not one for each row.
@@ -62,6 +68,11 @@ def write_page(
         rows=rows,
         data=[[_data(tile, row["tokens"]) for tile in row["tiles"]] for row in rows],
         scale=pictures.SCALE,
+        veil=pictures.VEIL,
+        answers=answers,
+        options=[(name, short_repr(value)) for name, value in explanation.options.items()],
+        missing=[] if graph is None else _missing(graph, explanation, rows),
+        graphs=f"{len(explanation.graphs)}, {sum(each.pruned for each in explanation.graphs)} of them pruned",
         machine=results_io.machine(),
         versions=results_io.versions(),
     )
@@ -85,6 +96,29 @@ def _facts(graph: GraphReport, layers: Sequence[CachedLayer]) -> dict[str, Any]:
         "flops": None if before is None or after is None else (before, after),
         "cache": (full, sum(layer.bytes for layer in layers)) if full else None,
     }
+
+
+def _missing(graph: GraphReport, explanation: Explanation, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the page can't show of a pruned graph, with the reason."""
+    assert graph.frame is not None
+    missing = []
+    if grid_of(explanation.inputs, len(rows[0]["tokens"].scores)) is None:
+        missing.append(
+            "Places of tokens: the shapes of the inputs do not tell which part of which picture each token stands for, "
+            "as with several videos in one prompt; cells are in the order of the tokens."
+        )
+    elif not any(image["photo"] for row in rows for image in row["images"]):
+        missing.append("Pictures: the inputs hold patches, not frames; give them as frames=.")
+    if int(graph.frame.max()) <= 0:
+        missing.append("Frames: the graph shows no more than one, so that no token is compared with an earlier frame.")
+    if graph.segment is None and explanation.options.get("segment") is not None:
+        missing.append("Segments: the rule that scored knows none.")
+    if not graph.hoisted and explanation.options.get("hoist"):
+        missing.append(
+            "An early cut: it could not be proven that the layer of the cut needs only keys and values of dropped "
+            "tokens; it computes all tokens."
+        )
+    return missing
 
 
 def _lengths(graph: GraphReport) -> tuple[int, int, int]:
@@ -125,6 +159,8 @@ def _rows(graph: GraphReport, inputs: Mapping[str, Any], frames: Sequence[np.nda
         rows.append(
             {
                 "tokens": tokens,
+                "kept": int(tokens.kept.sum()),
+                "visual": len(tokens.scores),
                 "tiles": tiles,
                 "images": [
                     {
@@ -158,8 +194,8 @@ def _tokens(graph: GraphReport, row: int) -> Tokens:
 
 
 def _segments(tokens: Tokens, tiles: Sequence[Tile]) -> list[tuple[int, int, int]]:
-    """Return the number, the kept and all tokens of each segment; none where segments are tiles, which have theirs."""
-    if tokens.segment is None:
+    """Return the number, the kept and all tokens of each segment; none where there is one, or they are tiles."""
+    if tokens.segment is None or len(np.unique(tokens.segment)) == 1:
         return []
     tile = np.empty_like(tokens.segment)
     for number, each in enumerate(tiles):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.html_report.explained import FRAMES, KEPT, ROWS, SIDE, explanation, white
+from tests.tools.html_report.explained import FRAMES, KEPT, ROWS, SIDE, VISUAL, explanation, white
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -81,6 +81,40 @@ def test_scores_show_as_heat(visit):
     page = visit()
     heat = [pixels(page.locator("figure").nth(frame).locator(".tile").nth(1)).mean() for frame in range(FRAMES)]
     assert heat == sorted(heat, reverse=True), "scores fall from frame to frame, and so does the brightness"
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_the_slider_shows_what_another_share_would_keep(visit, viewport):
+    """Scores fall from the first token on: a quarter is the first of four frames, a half the first two."""
+    page = visit(viewport, frames=white())
+    slider, told = page.locator(".slider input").first, page.locator("output").first
+    counts = page.locator(".count")
+    tile = page.locator(".tile").first
+    dim = pixels(tile).mean()
+
+    def kept():
+        return [int(counts.nth(number).inner_text()) for number in range(ROWS * FRAMES)]
+
+    as_it_ran = [KEPT, 0, 0, 0] * ROWS
+    assert kept() == as_it_ran and told.inner_text() == f"{KEPT} of {VISUAL} tokens, as it ran"
+    for share, frames in ((25, [SIDE**2, 0, 0, 0]), (50, [SIDE**2, SIDE**2, 0, 0]), (2, [3, 0, 0, 0])):
+        slider.fill(str(share))
+        assert kept() == frames + as_it_ran[FRAMES:], "the other row has a slider of its own"
+        assert told.inner_text() == f"{sum(frames)} of {VISUAL} tokens, {share} %"
+        assert (pixels(tile).mean() > dim) == (sum(frames) > KEPT)
+    left = page.evaluate("document.querySelector('.scale i').style.left")
+    assert float(left.removesuffix("%")) == pytest.approx(100 - 100 * 3 / VISUAL)
+    slider.fill("12")
+    assert kept() == as_it_ran and pixels(tile).mean() == dim
+    assert page.locator(".shade").count() == FRAMES
+
+
+def test_graphs_fold(visit):
+    page = visit()
+    reason = page.get_by_text("is not understood").first
+    assert not reason.is_visible()
+    page.locator("summary").click()
+    assert reason.is_visible()
 
 
 def test_a_token_tells_its_score_when_it_is_pointed_at(visit):

@@ -102,7 +102,7 @@ def test_what_is_not_known_is_said(tmp_path):
     page = read(made, tmp_path)
     assert "Operations were not counted" in page.text
     assert "The call returned no cache" in page.text
-    assert "the pictures are not among the inputs" in page.text
+    assert "Places of tokens: the shapes of the inputs do not tell" in page.text
     assert "frame 3: 0 of 36 kept" in page.text, "the graph's own frames, where the inputs show none"
 
 
