@@ -12,28 +12,31 @@ from .errors import check_folders, fail
 from .options import Json, Layer, Retention, Selector
 
 
+Model = Annotated[
+    Path | None,
+    typer.Option(help="The folder of a checkpoint.  [default: the small trained model of `sharp-compile eval`]"),
+]
+Video = Annotated[
+    Path | None, typer.Option(help="With --model: a video file.  [default: a clip that comes with the package]")
+]
+Question = Annotated[
+    str | None, typer.Option(help="With --model: what to ask.  [default: what moves, and where it goes]")
+]
+Frames = Annotated[int, typer.Option(min=1, help="With --model: frames taken from the video, at even distances.")]
+World = Annotated[str, typer.Option(help="Without --model: which kind of rendered video: sparse, clutter or crowded.")]
+Output = Annotated[Path, typer.Option(help="The page to write.")]
+
+
 def explain(
-    model: Annotated[
-        Path | None,
-        typer.Option(help="The folder of a checkpoint.  [default: the small trained model of `sharp-compile eval`]"),
-    ] = None,
-    video: Annotated[
-        Path | None,
-        typer.Option(help="With --model: a video file.  [default: a clip that comes with the package]"),
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option(help="With --model: what to ask.  [default: what moves, and where it goes]")
-    ] = None,
-    frames: Annotated[
-        int, typer.Option(min=1, help="With --model: frames taken from the video, at even distances.")
-    ] = 8,
-    world: Annotated[
-        str, typer.Option(help="Without --model: which kind of rendered video: sparse, clutter or crowded.")
-    ] = "crowded",
+    model: Model = None,
+    video: Video = None,
+    question: Question = None,
+    frames: Frames = 8,
+    world: World = "crowded",
     retention: Retention = 0.10,
     layer: Layer = 1,
     selector: Selector = "sharp",
-    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("sharp-explain.html"),
+    output: Output = Path("sharp-explain.html"),
     json: Json = None,
 ) -> None:
     """Run one video through a model and write an HTML page: what each token scored, what was dropped, and why.
