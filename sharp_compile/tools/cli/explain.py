@@ -11,7 +11,6 @@ import typer
 from .errors import check_folders, fail
 from .options import Json, Layer, Retention, Selector
 
-
 Model = Annotated[
     Path | None,
     typer.Option(help="The folder of a checkpoint.  [default: the small trained model of `sharp-compile eval`]"),
