@@ -22,7 +22,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, Node
 
 from ..errors import CannotPrune
-from ..fx.nodes import example_tensor, example_value, is_hidden_states
+from ..fx.nodes import example_tensor, example_value, format_node, is_hidden_states
 from ..fx.sizes import expression
 from .attention import Attention, find_attention
 from .dataflow import build_dataflow, dominator_chain
@@ -99,14 +99,19 @@ def holds_decoder(graph: Graph) -> bool:
 def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
     """Raise ``CannotPrune`` for attentions that are there and not seen.
 
-    Queries, keys and values go into an operator of its own, such as FlashAttention; or the layers are graphs inside of
-    this one, which are computed again in the backward pass.
+    Queries, keys and values go into an operator of its own, such as FlashAttention; scores are an ``einsum``; or the
+    layers are graphs inside of this one, which are computed again in the backward pass.
     """
     for node in dataflow:
         if node.target is torch.ops.higher_order.tag_activation_checkpoint:
             raise CannotPrune(
                 "the decoder's layers are checkpointed, so that the graph does not show what is inside of them; do "
                 "without gradient checkpointing: the pruned layers keep much less for the backward pass"
+            )
+        if node.target is torch.functional.einsum and _is_square(node, length):
+            raise CannotPrune(
+                f"the decoder attends by {format_node(node)}, which is not known; load the model with "
+                'attn_implementation="sdpa", or multiply by torch.matmul'
             )
         name = str(node.target)
         values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
@@ -120,6 +125,11 @@ def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
                 f"the decoder attends by {name}, which is not known; load the model with "
                 'attn_implementation="sdpa", "eager" or "flex_attention"'
             )
+
+
+def _is_square(scores: Node, length: sympy.Expr) -> bool:
+    value = example_tensor(scores)
+    return value is not None and value.ndim >= 3 and [*map(expression, value.shape[-2:])] == [length, length]
 
 
 def _length(query: Node) -> sympy.Expr | None:

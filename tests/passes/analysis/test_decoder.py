@@ -35,6 +35,22 @@ def test_an_attention_that_is_not_known_is_named():
         torch.compile(model, backend="sharp", options=options)(**toy_inputs())
 
 
+class ByEinsum(Layer):
+    def attend(self, q, k, v, mask):
+        k, v = (each.repeat_interleave(self.heads // self.kv_heads, 1) for each in (k, v))
+        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k).masked_fill(hidden, float("-inf"))
+        return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+
+
+def test_an_einsum_is_named_with_its_line():
+    model = Toy()
+    model.layers = nn.ModuleList(ByEinsum(16, 4, 2, 8, False) for _ in range(3))
+    reason = r'attends by einsum \(File ".*test_decoder.py", line \d+, in attend\), which is not known; load .* matmul'
+    with pytest.raises(CannotPrune, match=reason):
+        torch.compile(model, backend="sharp", options={"inner": "eager", "on_skip": "raise"})(**toy_inputs())
+
+
 class Checkpointed(Layer):
     """Computes what is inside of it again in the backward pass."""
 
