@@ -140,6 +140,33 @@ def test_every_command_is_one(command, page, line):
         pytest.fail(f"{page}:{line}: {error.format_message()}")
 
 
+# What makes a command that takes minutes take seconds, in the same way.
+SHORTER = {"demo": ["--repeats", "1", "--frames", "2"], "eval": ["--questions", "2"]}
+
+
+def local_commands():
+    """The commands that need no hub; those that take more than seconds are slow."""
+    for page in PAGES:
+        for command, line in commands(page):
+            if "Qwen/" not in command:
+                marks = [] if command == "sharp-compile explain" else [pytest.mark.slow]
+                yield pytest.param(command, id=f"{name_of(page)}:{line} {command}", marks=marks)
+
+
+@needs_torchvision
+@pytest.mark.parametrize("command", [*local_commands()])
+def test_every_command_runs(command, checkpoint, tmp_path):
+    """As a reader types it, one after the other, beside a model and a video of their own."""
+    for name in ("my-model", "video.mp4"):
+        (tmp_path / name).symlink_to(checkpoint / name)
+    (tmp_path / "docs").mkdir()
+    _, name, *arguments = shlex.split(command)
+    line = [sys.executable, "-m", "sharp_compile", name, *arguments, *SHORTER.get(name, [])]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr[-4000:]
+
+
 def examples(page):
     """The examples that a page runs, with the options that it gives them."""
     for code, line in blocks(page, "sh"):

@@ -46,7 +46,9 @@ class ByEinsum(Layer):
 def test_an_einsum_is_named_with_its_line():
     model = Toy()
     model.layers = nn.ModuleList(ByEinsum(16, 4, 2, 8, False) for _ in range(3))
-    reason = r'attends by einsum \(File ".*test_decoder.py", line \d+, in attend\), which is not known; load .* torch.matmul'
+    reason = (
+        r'attends by einsum \(File ".*test_decoder.py", line \d+, in attend\), which is not known; load .* torch.matmul'
+    )
     with pytest.raises(CannotPrune, match=reason):
         torch.compile(model, backend="sharp", options={"inner": "eager", "on_skip": "raise"})(**toy_inputs())
 
