@@ -28,7 +28,9 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 def install_in(module: ModuleType) -> bool:
     """Let the attentions of a model's module take masks for the positions that a pruned cache holds.
 
-    An attention is a module that adds to a cache and takes a mask. With any other cache it runs as it was.
+    An attention is a module that takes a mask and adds to a cache, by ``Cache.update`` in every version of transformers
+    that is served; its code is asked for that name. A decoder layer takes the same arguments, and a graph may show one
+    without the attention inside of it. With any other cache an attention runs as it was.
 
     Returns:
         Whether a class was changed.
