@@ -31,7 +31,7 @@ ROWS = {
 # The length of a sliding window less that of the prompt, None for that of the architecture, which is much shorter.
 WINDOWS = {"short": None, "between prompt and answer": 3, "long": 1000}
 WINDOWED = (
-    *("cohere_compass", "dots3_note", "exaone4_5", "gemma3", "gemma4", "inkling2", "lfm3_vl"),
+    *("aya_vision", "cohere_compass", "dots3_note", "exaone4_5", "gemma3", "gemma4", "inkling2", "lfm3_vl"),
     *("muse_glimmer", "muse_spark"),
 )
 # What the stock model can't do, or what it does otherwise with a cache than without: measured, transformers 5.23.

@@ -35,6 +35,7 @@ from tests.architectures.grid import (
     QWEN3_VL_MOE,
 )
 from tests.architectures.idefics3 import IDEFICS3, SMOLVLM
+from tests.architectures.images import AYA_VISION, DEEPSEEK_VL, GOT_OCR2, IDEFICS2, LFM2_VL, QIANFAN_OCR, VIP_LLAVA
 from tests.architectures.inkling2 import INKLING2
 from tests.architectures.instructblipvideo import INSTRUCTBLIPVIDEO
 from tests.architectures.internvl import INTERNVL
@@ -54,6 +55,7 @@ FURTHER: tuple[Architecture, ...] = (
     *(QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN2_5_OMNI, GLM4V, GLM46V, COHERE_COMPASS, COSMOS3_EDGE),
     *(EXAONE4_5, HYPERCLOVAX, LFM3_VL, KIMI_K25, MINIMAX_M3_VL, MUSE_GLIMMER, MUSE_SPARK, DOTS3_NOTE, ERNIE4_5_VL),
     *(GLM5_NEXT, INKLING2, INSTRUCTBLIPVIDEO, MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2),
+    *(VIP_LLAVA, AYA_VISION, GOT_OCR2, IDEFICS2, DEEPSEEK_VL, QIANFAN_OCR, LFM2_VL),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 
