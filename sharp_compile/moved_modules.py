@@ -21,8 +21,7 @@ MOVED = {
 
 def install() -> None:
     """Let Python find modules by their old names."""
-    if not any(isinstance(each, _MovedFinder) for each in sys.meta_path):
-        sys.meta_path.insert(0, _MovedFinder())
+    sys.meta_path.insert(0, _MovedFinder())
 
 
 class _MovedFinder(MetaPathFinder, Loader):

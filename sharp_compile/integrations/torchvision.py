@@ -10,12 +10,11 @@ here the import works, and everything that is written in Python with it; calling
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from .on_import import Execute, around_import
 
 _MISSING_OPERATORS = ("nms", "qnms")
 
@@ -28,32 +27,10 @@ def install() -> None:
 
     One that failed before does no harm: transformers loads its modules lazily, and tries again.
     """
-    if not any(isinstance(each, _Finder) for each in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    around_import("torchvision", _tolerant)
 
 
-class _Finder:
-    """Finds torchvision as it would be found otherwise, and has it executed once more where the operators lack."""
-
-    def __init__(self) -> None:
-        self.is_asking = False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != "torchvision" or self.is_asking:
-            return None
-        self.is_asking = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self.is_asking = False
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _tolerant(spec.loader.exec_module)  # type: ignore[assignment,method-assign]
-        return spec
-
-
-def _tolerant(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+def _tolerant(execute: Execute) -> Execute:
     def execute_with_operators(module: ModuleType) -> None:
         try:
             execute(module)
