@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import sharp_compile
-from sharp_compile.integrations.transformers.prompt import without_prompt
 from sharp_compile.options import Config
 from sharp_compile.report import watch
 from sharp_compile.short_repr import brief
+from sharp_compile.tools.answering import greedy_answer
 from sharp_compile.tools.batch import BatchError
 from sharp_compile.tools.batch.results import Asked, Record
 from sharp_compile.tools.demo import DemoError
@@ -85,11 +85,9 @@ class Answerer:
 
     def _ask(self, video: str, clip: Clip) -> Record:
         inputs, visual = self._loaded.inputs(clip)
-        with watch() as seen, torch.no_grad():
-            tokens = self._loaded.model.generate(
-                **inputs, max_new_tokens=self._asked.max_new_tokens, do_sample=False, num_beams=1
-            )[0]
-        new = without_prompt(tokens, inputs["input_ids"][0])
+        loaded = self._loaded
+        with watch() as seen:
+            answer = greedy_answer(loaded.model, inputs, loaded.tokenizer.decode, self._asked.max_new_tokens)
         kept, unpruned = len(visual), None
         if self._asked.retention < 1:
             runs = [report.kept for report in seen if report.pruned and report.kept is not None]
@@ -98,7 +96,6 @@ class Answerer:
             else:
                 reasons = dict.fromkeys(report.reason for report in sharp_compile.reports() if not report.pruned)
                 unpruned = "; ".join(reasons) or "no graph of it was compiled"
-        answer = self._loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
         return Record(video, answer, None, len(visual), kept, unpruned)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import sharp_compile
+from sharp_compile.tools.answering import greedy_answer
 from sharp_compile.tools.demo.models import Case
 from sharp_compile.tools.demo.picture import Section
 from sharp_compile.tools.evaluation import MODELS
@@ -84,16 +85,10 @@ def ask_checkpoint(case: Case, options: Mapping[str, Any], step: Callable[[str],
         options: those of the backend, but for ``inner``.
         step: called before each answer.
     """
-
-    def answer(model: Any) -> str:
-        with torch.no_grad():
-            tokens = model.generate(**case.inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        text: str = case.processor.batch_decode(tokens[:, case.sequence_length :], skip_special_tokens=True)[0]
-        return text.strip()
-
     step(f"{case.name}: asking the full model")
-    full = answer(case.model)
+    full = greedy_answer(case.model, case.inputs, case.processor.decode, NEW_TOKENS)
     step(f"{case.name}: asking the pruned model")
     fast = weight_sharing_copy(case.model)
     torch.compiler.reset()
-    return full, answer(sharp_compile.compile(fast, **options, inner="eager"))
+    sharp_compile.compile(fast, **options, inner="eager")
+    return full, greedy_answer(fast, case.inputs, case.processor.decode, NEW_TOKENS)

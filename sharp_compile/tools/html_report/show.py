@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 import sharp_compile
+from sharp_compile.tools.answering import greedy_answer
 from sharp_compile.tools.html_report.write import write_page
 
 _NEW_TOKENS = 40  # of an answer, at most
@@ -82,7 +83,7 @@ def filmed(model: Path, video: Path | None, question: str | None, frames: int) -
 
     clip = read(video or CLIP, frames)
     case = models.prepare(models.local(model), clip, question)
-    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {case.question}", case.processor.tokenizer.decode)
+    return Asked(case.model, case.inputs, clip.frames, f"{case.name}: {case.question}", case.processor.decode)
 
 
 def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:
@@ -101,18 +102,11 @@ def show(asked: Asked, options: Mapping[str, Any], output: Path) -> list[Row]:
     """
     torch.compiler.reset()
     sharp_compile.reset()
-    full = _answer(asked)
+    asking = asked.inputs, asked.decode, _NEW_TOKENS
+    full = greedy_answer(asked.model, *asking)
     # The reasons are on the page; a warning of each would say them twice.
     model = sharp_compile.compile(asked.model, **options, inner="eager", on_skip="silent")
     explanation = sharp_compile.explain(model, **asked.inputs)
-    write_page(explanation, output, [asked.frames], asked.title, (full, _answer(asked)))
+    write_page(explanation, output, [asked.frames], asked.title, (full, greedy_answer(model, *asking)))
     Console(markup=False).print(f"The page: {output}")
     return [Row(**{name: getattr(graph, name) for name in Row.__annotations__}) for graph in explanation.graphs]
-
-
-def _answer(asked: Asked) -> str:
-    """Return what the model answers, compiled or not."""
-    with torch.no_grad():
-        tokens = asked.model.generate(**asked.inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
-    text: str = asked.decode(tokens[0, asked.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return text.strip()
