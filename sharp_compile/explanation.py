@@ -15,8 +15,8 @@ from torch._dynamo.eval_frame import OptimizedModule
 from . import patches, report
 from .backend.entry import sharp
 from .integrations.dynamo import arguments_of, backend_of, private
-from .integrations.marked import holds_compiled, options_of
-from .options import DEFAULTS
+from .integrations.marked import options_of
+from .options import DEFAULTS, PARTS, Config
 from .patches import Patch
 from .report import GraphReport
 
@@ -41,7 +41,7 @@ class Explanation:
         layers: what each layer's cache holds; empty where the call returned no cache.
         inputs: what the model was called with.
         patches: what is changed in torch and transformers for it.
-        options: those of the backend, with the values that were not given.
+        options: those of the backend that had a say, with the values that were not given.
     """
 
     graphs: tuple[GraphReport, ...]
@@ -149,30 +149,34 @@ def explain(model: torch.nn.Module, /, **inputs: Any) -> Explanation:
     Returns:
         The facts that were printed.
     """
-    call = model if _is_compiled_with_sharp(model) else _compiled_with_defaults(model)
+    given = _options_of(model)
+    call = model if given is not None else _compiled_with_defaults(model)
     with report.watch(flops=True) as graphs, torch.no_grad():
         output = call(**inputs)
     # Reports are of the last run, and the explanation is of this one.
     shown = tuple(replace(graph) for graph in graphs)
-    given = _options_of(model)
-    options = {name: given.get(name, value) for name, value in (*DEFAULTS.items(), ("inductor", {}))}
-    explanation = Explanation(shown, _cached(output), inputs, tuple(patches.status()), options)
+    explanation = Explanation(shown, _cached(output), inputs, tuple(patches.status()), _in_use(given or {}))
     from rich.console import Console
 
     Console().print(explanation.table(), explanation.patch_table())
     return explanation
 
 
-def _is_compiled_with_sharp(model: torch.nn.Module) -> bool:
+def _options_of(model: torch.nn.Module) -> Mapping[str, Any] | None:
+    """Return the options with which a model was compiled with this backend; None where it was not."""
     if isinstance(model, OptimizedModule):
-        return backend_of(model.dynamo_ctx) is sharp
-    return holds_compiled(model)
+        is_ours = backend_of(model.dynamo_ctx) is sharp
+        return arguments_of(model.dynamo_ctx).get("options") or {} if is_ours else None
+    return next((given for part in model.modules() if (given := options_of(part)) is not None), None)
 
 
-def _options_of(model: torch.nn.Module) -> Mapping[str, Any]:
-    if isinstance(model, OptimizedModule):
-        return arguments_of(model.dynamo_ctx).get("options") or {} if _is_compiled_with_sharp(model) else {}
-    return next((given for part in model.modules() if (given := options_of(part)) is not None), {})
+def _in_use(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that had a say, with the values that were not given."""
+    config = Config.parse(given)
+    idle = {name for name in PARTS if getattr(config, name) is None and name not in given}
+    if given.get("stages") is not None:
+        idle |= {"retention", "layer"}
+    return {name: value for name, value in {**DEFAULTS, "inductor": {}, **given}.items() if name not in idle}
 
 
 def _compiled_with_defaults(model: torch.nn.Module) -> Callable[..., Any]:

@@ -55,6 +55,14 @@ def test_explain_a_model_that_is_compiled_with_another_backend(capsys, monkeypat
         assert "26 -> 8" in capsys.readouterr().out
 
 
+def test_an_explanation_has_the_options_that_had_a_say(capsys):
+    model = sharp_compile.compile(Toy(), inner="eager", selector="uniform", stages=[(0, 0.5), (2, 0.25)])
+    options = sharp_compile.explain(model, **toy_inputs()).options
+    capsys.readouterr()
+    assert (options["selector"], options["stages"], options["hoist"]) == ("uniform", [(0, 0.5), (2, 0.25)], True)
+    assert not {"retention", "layer", "segment", "debias", "dedup"} & set(options)
+
+
 def test_a_report_is_a_line():
     torch.compile(Toy(), backend="sharp", options=OPTIONS)(**toy_inputs())
     torch.compile(lambda x: x + 1, backend="sharp", options=OPTIONS)(torch.ones(1))
