@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import check_folders, fail
+from .errors import check_folders, check_installed, fail
 from .options import Json, Layers, Retentions, refuse_given
 
 if TYPE_CHECKING:
@@ -86,8 +85,8 @@ def bench(
     if dtype not in _DTYPES:
         fail(f"--dtype {dtype}: there are {', '.join(_DTYPES)}")
     check_folders(plot_time, plot_speedup, json)
-    if (plot_time or plot_speedup) and importlib.util.find_spec("matplotlib") is None:
-        fail("--plot-time and --plot-speedup need matplotlib: pip install 'sharp-compile[bench]'")
+    if plot_time or plot_speedup:
+        check_installed("matplotlib", need="--plot-time and --plot-speedup need", extra="bench")
 
     from sharp_compile.tools.bench.decoders import SHAPES
     from sharp_compile.tools.bench.run import Request

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import check_folders, fail
+from .errors import check_folders, check_installed, fail
 from .options import Json, Layer, Retention, Selector
 
 
@@ -39,9 +38,7 @@ def demo(
     and lengths are real. Takes a few minutes on two cores, most of it compilation. With --model, yours is asked and
     timed instead.
     """
-    missing = [name for name in ("av", "PIL", "torchvision") if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"the demo needs {', '.join(missing)}: pip install 'sharp-compile[video]'")
+    check_installed("av", "PIL", "torchvision", need="the demo needs", extra="video")
     check_folders(output, json)
 
     from sharp_compile import CannotPrune

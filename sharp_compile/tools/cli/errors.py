@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,6 +22,13 @@ def fail(reason: object) -> NoReturn:
     text, _, _ = str(reason).strip().partition("\n\n")
     typer.secho(f"error: {text}", err=True, fg="red")
     raise typer.Exit(2)
+
+
+def check_installed(*modules: str, need: str, extra: str) -> None:
+    """Refuse to start without modules that an extra of the package brings; ``need`` begins the message."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(f"{need} {', '.join(missing)}: pip install 'sharp-compile[{extra}]'")
 
 
 def check_folders(*paths: Path | None) -> None:

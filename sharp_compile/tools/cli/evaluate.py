@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import check_folders, fail
+from .errors import check_folders, check_installed, fail
 from .options import Json, Layers, Retentions, refuse_given
 
 if TYPE_CHECKING:
@@ -76,8 +75,8 @@ def evaluate(
     else:
         refuse_given(context, _OF_TRAINED, "only for the trained models that come with the package, without --model")
     check_folders(plot, json)
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        fail("--plot needs matplotlib: pip install 'sharp-compile[bench]'")
+    if plot is not None:
+        check_installed("matplotlib", need="--plot needs", extra="bench")
     if model is not None and not task:
         fail(f"--model {model}: say with --task what it is to answer")
 

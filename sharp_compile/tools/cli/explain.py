@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import check_folders, fail
+from .errors import check_folders, check_installed, fail
 from .options import Json, Layer, Retention, Selector
 
 Model = Annotated[
@@ -44,9 +43,7 @@ def explain(
     about a rendered video. Nothing is timed, so nothing is compiled by Inductor: the page is there in seconds.
     """
     needed = ("PIL",) if model is None else ("av", "PIL", "torchvision")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(f"explain needs {', '.join(missing)}: pip install 'sharp-compile[video]'")
+    check_installed(*needed, need="explain needs", extra="video")
     if video is not None and model is None:
         fail(f"--video {video} needs --model: the small trained model knows rendered videos only")
     check_folders(output, json)
