@@ -68,6 +68,22 @@ def with_injections(module: GraphModule) -> GraphModule:
     return copy
 
 
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Put off Python's search for reference cycles: thousands of new nodes set it off, over all that the process holds.
+
+    A pass over the objects of a loaded transformers takes as long as a phase here.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_gc()
 def prune(
     module: GraphModule, injection: Injection, config: Config, ended: Any = None, trace: bool = True
 ) -> PruneResult | None:
@@ -88,26 +104,6 @@ def prune(
     """
     if find_decoder(module.graph, injection.embeddings) is None:
         return None
-    with _without_gc():
-        return _prune(module, injection, config, ended, trace)
-
-
-@contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Put off Python's search for reference cycles: thousands of new nodes set it off, over all that the process holds.
-
-    A pass over the objects of a loaded transformers takes as long as a phase here.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _prune(module: GraphModule, injection: Injection, config: Config, ended: Any, trace: bool) -> PruneResult:
     for may_hoist in [True, False] if config.hoist else [False]:
         copy, nodes = copy_with_nodes(module)
         context = PassContext(Emitter(copy, trace), injection.among(nodes), config)
