@@ -20,7 +20,6 @@ def install() -> None:
     """Have masks be made for all positions that were seen, where a pruned model filled the cache."""
     from transformers import masking_utils
 
-    # Not the methods of the cache that this asks: some models ask them in the middle of a call as well.
     patches.replace(
         masking_utils,
         "_preprocess_mask_arguments",
@@ -32,12 +31,10 @@ def install() -> None:
 
 
 def _for_all_seen(preprocess: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    from transformers.cache_utils import Cache, StaticLayer
+    from transformers.cache_utils import StaticLayer
 
     names = list(inspect.signature(preprocess).parameters)
     named = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
-    # Before 5.14 queries were after what the first layer holds, which is all that was seen.
-    is_offset_of_layer = hasattr(Cache, "get_query_offset")
 
     @functools.wraps(preprocess)
     def preprocess_for_all_seen(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -47,18 +44,15 @@ def _for_all_seen(preprocess: Callable[..., tuple[Any, ...]]) -> Callable[..., t
         if found[0] or number is None or not positions.is_tracked(cache) or number >= len(cache.layers):
             return found
         layer = cache.layers[number]
-        # A layer with a window counts what was seen apart from what it holds.
-        dropped = 0 if getattr(layer, "is_sliding", True) else positions.dropped_in(layer)
+        # A layer with a window counts what was seen apart from what it holds; a static one says how long it was made.
+        is_told = getattr(layer, "is_sliding", True) or isinstance(layer, StaticLayer)
+        dropped = 0 if is_told else positions.dropped_in(layer)
         if not dropped:
             return found
         told = list(found)
-        # Last are the number of keys, the offset of queries (from 5.5 on) and that of keys.
+        # Last are the number of keys, the offset of queries (from 5.5 on), which is what was seen, and that of keys.
         keys = -3 if len(told) == 7 else -2
-        # A static layer says how long it was made, whatever it is now.
-        if not isinstance(layer, StaticLayer):
-            told[keys] = told[keys] + dropped
-        if is_offset_of_layer:
-            told[-2] = told[-2] + dropped
+        told[keys] = told[keys] + dropped
         return tuple(told)
 
     return preprocess_for_all_seen

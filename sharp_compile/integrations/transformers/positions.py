@@ -97,6 +97,7 @@ def install() -> None:
 
     for name, change in {
         "update": _noting_positions,
+        "get_seq_length": _counting_what_was_seen,
         "reset": _resetting,
         "crop": _cropping,
         "reorder_cache": _choosing_rows(lambda kept, index: kept.index_select(0, index.to(kept.device))),
@@ -146,6 +147,22 @@ def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return updating
+
+
+def _counting_what_was_seen(get_seq_length: Callable[..., Any]) -> Callable[..., Any]:
+    """``Cache.get_seq_length``: models count the positions of new tokens from it, so what a layer lost counts too."""
+    from transformers.cache_utils import CacheLayerMixin
+
+    def counting(self: Any, layer_idx: int = 0) -> Any:
+        length = get_seq_length(self, layer_idx)
+        if not is_tracked(self) or layer_idx >= len(self.layers):
+            return length
+        # Asked of layer 0, a cache whose first layers are recurrent answers for the first that has keys.
+        layer = next(each for each in self.layers[layer_idx:] if isinstance(each, CacheLayerMixin))
+        # A layer with a window counts what was seen apart from what it holds.
+        return length if layer.is_sliding else length + dropped_in(layer)
+
+    return counting
 
 
 def _resetting(reset: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,6 +39,16 @@ def test_layers_behind_the_cut_know_what_was_kept():
     assert positions.dropped_in(cache.layers[3]) == inputs["input_ids"].shape[1] - kept.shape[1]
 
 
+def test_a_model_that_counts_by_a_layer_counts_what_was_seen():
+    """Some layers compute positions, or a scale by them, from what the cache says of their own."""
+    model, inputs, cache, kept = pruned_cache(0, 6)
+    length = inputs["input_ids"].shape[1]
+    assert [cache.get_seq_length(layer) for layer in range(4)] == [length] * 4
+    forward(model, {"input_ids": torch.tensor([[11], [12]]), "past_key_values": cache})
+    assert [cache.get_seq_length(layer) for layer in range(4)] == [length + 1] * 4
+    assert cache.layers[3].keys.shape[2] == kept.shape[1] + 1
+
+
 def test_without_pruning_they_hold_all():
     model = shared_model("llava_onevision", layers=4)
     fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS)
