@@ -257,7 +257,8 @@ def _put_by_cat(node: Node, origins: Origins) -> _Put | None:
     axis = node.kwargs.get("dim", rest[0] if rest else 0)
     if axis not in (1, -2) or not all(isinstance(part, Node) for part in parts):
         return None
-    text = [part for part in parts if origins.is_text(part)]
+    # Keys are cat to those of a cache, too: of another width than embeddings.
+    text = [part for part in parts if origins.is_text(part) and _is_as_wide_as_looked_up(part, origins)]
     if not text:
         # Several slices of one input around something else: embeddings that come in.
         bases = [part.args[0] for part in parts if part.target is operator.getitem]
@@ -273,6 +274,11 @@ def _put_by_cat(node: Node, origins: Origins) -> _Put | None:
         return None
     places = tuple(Placed(node, parts.index(part)) for part in features)
     return _Put(text[0], places, tuple(features)) if len(set(features)) == len(features) else None
+
+
+def _is_as_wide_as_looked_up(node: Node, origins: Origins) -> bool:
+    width = expression(example_value(node).shape[-1])
+    return any(expression(example_value(lookup).shape[-1]) == width for lookup in origins.lookups[node])
 
 
 def _scatter_arguments(node: Node) -> tuple[Node, Node, Node]:

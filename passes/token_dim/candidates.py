@@ -18,7 +18,7 @@ from ..fx.nodes import example_value
 from ..fx.sizes import expression
 from ..fx.tensor_subclasses import kind_of, plain_tensors
 from .plan import ArgRewrite, Gather, Length, ResizeArange
-from .sentinels import SentinelSizes
+from .sentinels import SentinelSizes, orders_in
 
 _MAX_TIMES = 64  # tokens are copied, for each of so many experts
 
@@ -140,7 +140,8 @@ class CandidateRewrites:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    orders = [(size, sorted(known)) for size, known in orders_in(tensor).items()]
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, orders
 
 
 def _quotient(size: sympy.Expr, of: sympy.Expr) -> int | None:

@@ -10,7 +10,7 @@ Tokens are recognised by size, see ``passes.token_dim.sentinels``. ``docs/extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..errors import PositionalOp, UnsupportedOp
 from ..fx.nodes import ONE_NUMBER
 from ..fx.tensor_subclasses import is_wrapper, plain_tensors
 from ..held_positions import HELD_POSITIONS
-from .sentinels import SentinelSizes
+from .sentinels import Layout, SentinelSizes, note_orders, orders_in
 from .sequence_functions import SEQUENCE_FUNCTIONS
 
 aten = torch.ops.aten
@@ -46,6 +46,8 @@ class OpCall:
         in_tail: whether tokens have left the decoder: kept ones may be summed up, and the last n are not the last
             kept n.
         read_only: the storages of tensors that were made before the cut.
+        orders: in which order axes hold tokens and more, by their sizes, as far as its arguments tell. A rule that
+            finds more says so here: what the result is given to has to take it in the same order.
     """
 
     func: Any
@@ -54,6 +56,7 @@ class OpCall:
     sizes: SentinelSizes
     in_tail: bool
     read_only: frozenset[int]
+    orders: dict[int, Set[Layout]]
 
     def is_token_axis(self, value: Tensor, dim: int) -> bool:
         """Return whether ``dim`` of a tensor, counted from either end, holds tokens."""
@@ -145,11 +148,24 @@ class TokenRules(TorchDispatchMode):
         packet = func.overloadpacket
         moves_rows = _RULES.get(packet) is reshape and self.sizes.batch
         if moves_rows or any(self.sizes.token(size) for each in tensors for size in each.shape):
-            call = OpCall(func, named, result, self.sizes, self.in_tail, self.read_only)
+            call = OpCall(func, named, result, self.sizes, self.in_tail, self.read_only, _orders_of_all(func, tensors))
             _rule(func)(call)
+            for each in tree_leaves(result):
+                if isinstance(each, Tensor) and call.orders:
+                    note_orders(each, call.orders)
             if self.pointwise and (packet in SEQUENCE_FUNCTIONS or (packet in _MIXES and _MIXES[packet](call))):
                 raise UnsupportedOp(f"{func} mixes tokens")
         return result
+
+
+def _orders_of_all(func: Any, tensors: Iterable[Tensor]) -> dict[int, Set[Layout]]:
+    orders: dict[int, Set[Layout]] = {}
+    for tensor in tensors:
+        for size, known in orders_in(tensor).items():
+            orders[size] = orders.get(size, known) & known
+            if not orders[size]:
+                raise UnsupportedOp(f"{func} brings together tokens that lie in two orders")
+    return orders
 
 
 def _rule(func: Any) -> Rule:
@@ -172,7 +188,7 @@ def _rule(func: Any) -> Rule:
     *(aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.bernoulli_),
     *(aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full),
     *(aten.nll_loss_forward, aten.masked_fill, aten.masked_fill_, aten.where, aten.prelu),
-    *(aten.floor_divide, aten.remainder, HELD_POSITIONS),
+    *(aten.floor_divide, aten.remainder, aten.view_as_complex, aten.view_as_real, HELD_POSITIONS),
     mixes_tokens=False,
 )
 def allowed(call: OpCall) -> None:
@@ -222,8 +238,26 @@ def product(call: OpCall) -> None:
 def reshape(call: OpCall) -> None:
     """Tokens and rows must stay where they are in memory order."""
     before, after = call.args["self"].shape, call.result.shape
-    if not call.sizes.layouts(before) & call.sizes.layouts(after):
+    fits = call.sizes.layouts(after, {})
+    common = call.sizes.layouts(before, call.orders).keys() & fits.keys()
+    if not common:
         raise UnsupportedOp(f"{call.func} from {list(before)} to {list(after)} takes tokens apart")
+    choices = set().union(*(fits[layout] for layout in common))
+    call.orders.update({size: {order for of, order in choices if of == size} for size, _ in choices})
+
+
+@register_op_rule(aten.repeat, mixes_tokens=False)
+def repeat(call: OpCall) -> None:
+    """Copies of all tokens, one after the other, as for each of several experts; of rows there can't be more."""
+    value, repeats = call.args["self"], call.args["repeats"]
+    for size, times in zip(reversed(value.shape), reversed(repeats), strict=False):
+        holds = call.sizes.contents(size)
+        if times == 1 or not (holds.tokens or holds.batch):
+            continue
+        if holds.tokens is None or holds.copies > 1 or holds.slack:
+            raise UnsupportedOp(f"{call.func} repeats more than tokens")
+        rows = ((call.sizes.batch, holds.tokens),) if holds.batch and call.sizes.batch else ()
+        call.orders[size * times] = {((holds.tokens, 1), *rows)}
 
 
 _LAST_BY_DEFAULT = {aten.topk, aten.sort}
@@ -300,6 +334,13 @@ def gather(call: OpCall) -> None:
     """Places in an axis other than that of the tokens."""
     if call.is_token_axis(call.args["self"], call.args["dim"]):
         raise PositionalOp(f"{call.func} takes tokens at places")
+
+
+@register_op_rule(aten.slice_scatter, mixes_tokens=False)
+def slice_scatter(call: OpCall) -> None:
+    """Writes into a range of an axis other than that of the tokens."""
+    if call.is_token_axis(call.args["self"], call.args.get("dim", 0)):
+        raise PositionalOp(f"{call.func} writes to tokens at places")
 
 
 @register_op_rule(aten.split, aten.split_with_sizes, aten.unbind, aten.chunk, mixes_tokens=False)

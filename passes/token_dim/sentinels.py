@@ -7,7 +7,7 @@ mistaken for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import sympy
@@ -18,6 +18,14 @@ from torch.utils._pytree import tree_leaves
 from ..fx.nodes import example_value, flatten_args
 from ..fx.sizes import hint
 from ..fx.tensor_subclasses import plain_tensors
+
+_ORDERS = "sharp_orders"  # an attribute of fake tensors
+
+Layout = tuple[tuple[int, int], ...]
+"""Where tokens and rows lie in memory order: pairs of a prime and its stride in elements."""
+
+Orders = Mapping[int, Set[Layout]]
+"""What is known of axes that hold tokens and more: by the size of an axis, in which layouts it may hold them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,17 @@ class DimContents:
     copies: int
     batch: bool
     slack: int = 0
+
+
+def orders_in(tensor: Tensor) -> Orders:
+    """Return what is known of the merged axes of a fake tensor that was probed with."""
+    orders: Orders = getattr(tensor, _ORDERS, {})
+    return orders
+
+
+def note_orders(tensor: Tensor, orders: Orders) -> None:
+    """Have a fake tensor tell what is known of its merged axes."""
+    setattr(tensor, _ORDERS, {size: orders[size] for size in tensor.shape if size in orders})
 
 
 @dataclass(frozen=True)
@@ -71,31 +90,44 @@ class SentinelSizes:
         """Return the axes of a shape that are the rows of the batch."""
         return [axis for axis, size in enumerate(shape) if size == self.batch]
 
-    def layouts(self, shape: Iterable[int]) -> set[tuple[tuple[int, int], ...]]:
-        """Return where tokens and rows may lie in memory order: sorted pairs of (prime, stride in elements).
+    def layouts(self, shape: Sequence[int], orders: Orders) -> dict[Layout, set[tuple[int, Layout]]]:
+        """Return where tokens and rows may lie in memory, each with the orders in which axes then hold them.
 
-        An axis may merge what it holds in several ways: rows are outside of tokens, copies anywhere.
+        Args:
+            shape: of a contiguous tensor.
+            orders: what is known of the order within an axis, by its size. Of others any order is possible in which
+                rows are outside of tokens.
+
+        Returns:
+            For each layout, pairs of the size of an axis and of the layout in it.
         """
-        found: list[tuple[tuple[int, int], ...]] = [()]
+        found: list[tuple[Layout, set[tuple[int, Layout]]]] = [((), set())]
         stride = 1
-        for size in reversed(tuple(shape)):
-            found = [before + here for before in found for here in self._layouts_of_axis(size, stride)]
+        for size in reversed(shape):
+            found = [
+                (before + tuple((prime, stride * inner) for prime, inner in order), {*choices, (size, order)})
+                for before, choices in found
+                for order in orders.get(size) or self._orders_within(size)
+            ]
             stride *= size
-        return {tuple(sorted(pairs)) for pairs in found}
+        together: dict[Layout, set[tuple[int, Layout]]] = {}
+        for layout, choices in found:
+            together.setdefault(tuple(sorted(layout)), set()).update(choices)
+        return together
 
-    def _layouts_of_axis(self, size: int, stride: int) -> list[tuple[tuple[int, int], ...]]:
+    def _orders_within(self, size: int) -> list[Layout]:
         axis = self.contents(size)
         if not axis.tokens and not axis.batch:
             return [()]
-        found: list[tuple[tuple[int, int], ...]] = []
+        found: list[Layout] = []
         for inside in _divisors(axis.copies):
-            tokens = ((axis.tokens, stride * inside),) if axis.tokens else ()
+            tokens = ((axis.tokens, inside),) if axis.tokens else ()
             if not axis.batch or self.batch is None:
                 found.append(tokens)
                 continue
             length = axis.tokens + axis.slack if axis.tokens else 1
             between = _divisors(axis.copies // inside) if axis.tokens else [1]
-            found += [(*tokens, (self.batch, stride * inside * length * each)) for each in between]
+            found += [(*tokens, (self.batch, inside * length * each)) for each in between]
         return found
 
 

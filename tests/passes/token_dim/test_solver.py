@@ -122,6 +122,37 @@ def test_tokens_by_their_place_are_declined(after, why):
         plans(after, torch.arange(5))
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda h: h.view(48, 32).repeat(3, 1).view(3, 48, 32).sum(0),
+        lambda h: (h.repeat(1, 3, 1) * 2).view(1, 3, 48, 32),
+        lambda h: h.transpose(1, 2).reshape(1, -1).view(1, 32, 48) + 1,
+    ],
+)
+def test_tokens_and_their_copies_in_one_axis_come_out_as_they_went_in(after):
+    assert rewrites(after)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda h: h.view(48, 32).repeat(3, 1).view(48, 3, 32),
+        lambda h: (h.repeat(1, 3, 1) * 2).view(1, 48, 3, 32),
+        lambda h: h.transpose(1, 2).reshape(1, -1).view(1, 48, 32) + 1,
+        lambda h: h.view(48, 32).repeat(32, 1) + h.transpose(1, 2).expand(32, 32, 48).flatten(0, 1).view(48 * 32, 32),
+    ],
+)
+def test_tokens_and_their_copies_that_change_places_are_declined(after):
+    with pytest.raises(CannotPrune, match="takes tokens apart"):
+        rewrites(after)
+
+
+def test_rows_that_are_repeated_are_declined():
+    with pytest.raises(CannotPrune, match="repeats more than tokens"):
+        rewrites(lambda h: h.repeat(2, 1, 1), shape=(2, 48, 32))
+
+
 @pytest.mark.parametrize("after", [lambda h: h[:, -1], lambda h: h[:, -1:], lambda h: h[:, -3:], lambda h: h[:, 0:]])
 def test_the_last_tokens_may_be_taken(after):
     assert rewrites(after) == []
