@@ -26,6 +26,7 @@ from ..observability import artifact, phase
 from ..options import Config, Cut
 from ..selector_registry import find_rule
 from .analysis.attention import Attention, as_rewritten
+from .analysis.best_keys import all_keys
 from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
 from .analysis.frames import emit_frames, find_frames
@@ -36,6 +37,7 @@ from .analysis.residual_stream import check_single_stream
 from .analysis.rope import find_rope
 from .analysis.selector_functions import name_of
 from .analysis.tensor_parallel import find_tensor_parallel
+from .canonicalize.best_keys import write_best_keys
 from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
 from .canonicalize.static_cache import find_slack
@@ -129,6 +131,7 @@ def canonicalize(context: PassContext) -> None:
     embeddings = context.injection.embeddings
     make_functional(context.graph, embeddings)
     write_whole_slices(context.graph)
+    write_best_keys(context.graph)
     context.slack = find_slack(context.emit, embeddings)
     context.flex = lower_flex_to_sdpa(context.emit, embeddings)
 
@@ -147,6 +150,7 @@ def analyze(context: PassContext, ended: Any) -> None:
     context.decoder, context.ranks, chosen = decoder, find_tensor_parallel(decoder), find_rule(config)
     sites, context.remark = find_cut_sites(decoder, config.cuts, chosen.needs_attention)
     masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
+    masked = replace(masked, mask=None if masked.mask is None else all_keys(masked.mask))
     context.mask = masked.mask
     context.sites = [_scored(context, site) for site in sites]
     context.is_padding = padding_mask(masked, example_value(embeddings).shape[1], context.slack.padded_lengths)

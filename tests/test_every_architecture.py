@@ -36,7 +36,6 @@ SELECTORS = ("uniform", "fastv", "sharp")
 
 # What is declined, with a part of the reason.
 DECLINED = {
-    "dots3_note": "can't be proven right with fewer tokens",
     "ernie4_5_vl_moe": "leaves no later layer to shorten",
     "glm5_next": "no compiled graph with a decoder read them",
     "inkling2": "does not return the embeddings as they are",

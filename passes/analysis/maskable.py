@@ -8,6 +8,7 @@ from ..errors import CannotPrune
 from ..fx.nodes import example_tensor
 from ..fx.sizes import expression
 from .attention import as_sdpa
+from .best_keys import all_keys
 from .decoder import Decoder
 
 
@@ -28,6 +29,11 @@ def check_maskable(decoder: Decoder, layer: int) -> None:
         if given is None:
             raise CannotPrune(
                 f"layer {index} can't be given a segment mask: it has no attention that is one operator of PyTorch's"
+            )
+        if attention.mask is not None and all_keys(attention.mask) is not attention.mask:
+            raise CannotPrune(
+                f"layer {index} can't be given a segment mask: each of its queries sees its best keys only, which may "
+                "all be in other segments"
             )
         if given.get("dropout_p"):
             raise CannotPrune(f"layer {index} can't be given a segment mask: its attention has dropout; call eval()")
