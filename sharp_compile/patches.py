@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TORCH = "torch 2.11 to 2.15"
-TRANSFORMERS = "transformers 4.57 to 5.23"
+TRANSFORMERS = "transformers 4.57 to 5.24"
 
 
 @dataclass(frozen=True)

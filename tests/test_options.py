@@ -269,9 +269,9 @@ def test_on_skip(on_skip):
 
 
 def test_inductor_patches_have_inductors_names_and_an_order():
-    patches = {"triton.cudagraphs": False, "max-autotune": True, "cudagraph_policy": None}
+    patches = {"triton.cudagraphs": False, "max-autotune": True, "debug": False}
     assert Config.parse({"inductor": patches}).inductor == (
-        ("cudagraph_policy", None),
+        ("debug", False),
         ("max_autotune", True),
         ("triton.cudagraphs", False),
     )

@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx import Graph
 
 from ... import patches
-from . import caches, deepstack, loss, masks, positions, router, sequence
+from . import caches, deepstack, experts, loss, masks, positions, router, sequence
 from .generation import check_target
 from .heads import hands_states_on
 from .loss import install_late
@@ -78,5 +78,6 @@ def _prepare(classes: Iterable[type]) -> bool:
 
 def _prepare_module(module: ModuleType) -> bool:
     changed = [sequence.keep_whole(module), masks.install_in(module), router.install_in(module)]
-    changed += [deepstack.make_traceable(cls) for cls in list(vars(module).values()) if inspect.isclass(cls)]
+    for cls in [each for each in vars(module).values() if inspect.isclass(each)]:
+        changed += [deepstack.make_traceable(cls), experts.make_traceable(cls)]
     return any(changed)

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
 
@@ -131,6 +132,7 @@ def test_rows_that_are_chosen_take_their_positions_with_them():
     assert positions.kept_in(deepcopy(cache).layers[3]).equal(kept[[1, 0]])
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="reset leaves as many zeros there")
 def test_a_cache_that_was_reset_holds_all_of_what_comes_next():
     model, inputs, cache, _ = pruned_cache()
     cache.reset()
