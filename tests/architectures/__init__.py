@@ -41,6 +41,21 @@ from tests.architectures.instructblipvideo import INSTRUCTBLIPVIDEO
 from tests.architectures.internvl import INTERNVL
 from tests.architectures.llava import ARIA, LLAVA, LLAVA_NEXT, LLAVA_NEXT_VIDEO, MISTRAL3, PERCEPTION_LM, VIDEO_LLAVA
 from tests.architectures.llava_onevision import LLAVA_ONEVISION
+from tests.architectures.more_grid import (
+    COSMOS3_OMNI,
+    GLM4V_MOE,
+    GLM_OCR,
+    HUNYUAN_VL,
+    HY_V4_VL,
+    INKLING,
+    INKLING2_LOOP,
+    MINICPM_OCR,
+    MINICPMV4_7,
+    PADDLEOCR_VL,
+    QWEN3_5_MOE,
+    QWEN3_OMNI_MOE,
+    QWEN4_EXP,
+)
 from tests.architectures.others import MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2
 from tests.architectures.qwen2_vl import QWEN2_5_VL, QWEN2_VL
 from tests.architectures.video_llama_3 import VIDEO_LLAMA_3
@@ -56,6 +71,8 @@ FURTHER: tuple[Architecture, ...] = (
     *(EXAONE4_5, HYPERCLOVAX, LFM3_VL, KIMI_K25, MINIMAX_M3_VL, MUSE_GLIMMER, MUSE_SPARK, DOTS3_NOTE, ERNIE4_5_VL),
     *(GLM5_NEXT, INKLING2, INSTRUCTBLIPVIDEO, MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2),
     *(VIP_LLAVA, AYA_VISION, GOT_OCR2, IDEFICS2, DEEPSEEK_VL, QIANFAN_OCR, LFM2_VL),
+    *(GLM4V_MOE, GLM_OCR, QWEN3_5_MOE, PADDLEOCR_VL, HUNYUAN_VL, QWEN3_OMNI_MOE, COSMOS3_OMNI),
+    *(QWEN4_EXP, HY_V4_VL, MINICPM_OCR, MINICPMV4_7, INKLING2_LOOP, INKLING),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 
