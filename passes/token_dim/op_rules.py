@@ -329,8 +329,8 @@ def index(call: OpCall) -> None:
         raise UnsupportedOp(f"{call.func} puts another number of values than it has places")
 
 
-@register_op_rule(aten.gather, aten.index_select, aten.scatter, aten.scatter_, mixes_tokens=False)
-def gather(call: OpCall) -> None:
+@register_op_rule(aten.index_select, mixes_tokens=False)
+def index_select(call: OpCall) -> None:
     """Places in an axis other than that of the tokens."""
     if call.is_token_axis(call.args["self"], call.args["dim"]):
         raise PositionalOp(f"{call.func} takes tokens at places")
@@ -341,6 +341,15 @@ def slice_scatter(call: OpCall) -> None:
     """Writes into a range of an axis other than that of the tokens."""
     if call.is_token_axis(call.args["self"], call.args.get("dim", 0)):
         raise PositionalOp(f"{call.func} writes to tokens at places")
+
+
+@register_op_rule(aten.gather, aten.scatter, aten.scatter_, mixes_tokens=False)
+def gather(call: OpCall) -> None:
+    """Places in an axis other than that of the tokens, for each token: of a shorter index torch takes the first."""
+    index_select(call)
+    value, index = call.args["self"], call.args["index"]
+    if any(index.shape[axis] != value.shape[axis] for axis in call.sizes.token_axes(value.shape)):
+        raise UnsupportedOp(f"{call.func} has no place for each token")
 
 
 @register_op_rule(aten.split, aten.split_with_sizes, aten.unbind, aten.chunk, mixes_tokens=False)

@@ -98,6 +98,15 @@ def test_a_mask_is_gathered_along_both_axes():
     assert rewrites(attend, torch.ones(1, 1, 48, 48, dtype=torch.bool)) == [Length(), Gather(0, (2, 3))]
 
 
+def test_an_index_has_places_for_every_token():
+    """Torch takes the first tokens where an index has fewer, which a full one must not pass for."""
+    index = torch.zeros(1, 48, 4, dtype=torch.long)
+    assert rewrites(lambda h, s: h.gather(-1, s), index) == [Gather(0, (1,))]
+    assert rewrites(lambda h, s: h.scatter(-1, s, 0.0), index) == [Gather(0, (1,))]
+    with pytest.raises(CannotPrune, match="no place for each token"):
+        plans(lambda h, s: h.gather(-1, s), index[:, :1])
+
+
 @pytest.mark.parametrize(
     "after, why",
     [
