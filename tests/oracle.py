@@ -429,7 +429,7 @@ def prune(
                 handles.append(module.register_forward_pre_hook(pruner.enter_attention, with_kwargs=True))
             if name in ("self_attn.k_proj", "self_attn.q_proj"):
                 handles.append(module.register_forward_hook(pruner.leave_projection(name)))
-            if type(module).__name__ == "Inkling2RelativeLogits":
+            if type(module).__name__ in ("InklingRelativeLogits", "Inkling2RelativeLogits"):
                 handles.append(module.register_forward_hook(pruner.relative_logits(index)))
     # Older versions look up all attention functions but eager ones, by their name alone.
     lookup = "get_interface" if hasattr(AttentionInterface, "get_interface") else "__getitem__"
@@ -698,7 +698,7 @@ class Pruner:
         return hook
 
     def relative_logits(self, index: int) -> Callable:
-        """Inkling 2's bias by distance [B, H, L, L], in the prefill: its attention counts the positions itself."""
+        """The bias by distance of both Inklings [B, H, L, L], in the prefill: their attention counts the positions."""
 
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             kept = self.kept_in(index) if self.prefill else None

@@ -348,7 +348,7 @@ def test_a_second_turn_of_text_goes_on_the_pruned_cache(name, rows):
 # All architectures, further ones too: cheaply
 
 # The last layer after which features are added again.
-DEEPSTACK = {"qwen3_vl": 2, "qwen3_vl_moe": 2, "cohere_compass": 2}
+DEEPSTACK = dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass"), 2)
 WITHOUT_ATTENTION = {"linear_attention", "conv", "mlp"}
 # A prefill of a longer sequence does something else than decoding, and why.
 DECODES_OTHERWISE = {
