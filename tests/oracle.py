@@ -55,9 +55,14 @@ LAYOUTS = {
     "attention_mask": ("BQ", "BHQK"),
     "conv_mask": ("BQ",),  # Inkling 2
     "block_states": ("BQNC",),  # Inkling 2: what the blocks of layers before gave
+    "messages": ("BQNC",),  # Inkling 2 Loop: what the pass before gave
     "per_layer_input": ("BQC",),  # Gemma 4
+    "relative_distance": ("BHQK",),  # both Inklings 2, where a row has its own
+    "ple_input_ids": ("BQ",),  # Qwen4-Exp
     "moe_mm_token_type_ids": ("BQ",),  # Ernie 4.5
 }
+# What a layer takes from the one before if it has none of its own: the places of the best keys, as long as it is.
+TAKEN = ("prev_topk_indices",)
 
 
 @dataclass
@@ -580,7 +585,9 @@ class Pruner:
             arguments = dict(zip(names, args, strict=False)) | kwargs
             if self.prefill:
                 self.entered_whole = self.is_whole(arguments["hidden_states"])
-                arguments |= self.cut_before(index, arguments)
+                if (distance := arguments.get("relative_distance")) is not None:
+                    arguments["relative_distance"] = distance[None, None]
+                arguments |= self.cut_before(index, block, arguments)
                 arguments = self.gather_arguments(arguments, index)
             else:
                 if index in self.restore:
@@ -591,7 +598,7 @@ class Pruner:
 
         return hook
 
-    def cut_before(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def cut_before(self, index: int, block: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Cuts after layer `index - 1`, if a cut is due and that layer serves; returns the arguments that change."""
         layer = index - 1
         if not self.due or layer < self.due[0][0] or layer < self.last_addition:
@@ -603,7 +610,8 @@ class Pruner:
             raise NotImplementedError(f"two cuts meet after layer {layer}")
         if not self.entered_whole:
             raise NotImplementedError(f"layer {index} computes the last positions only: there is nothing to cut")
-        if arguments.get("prev_topk_indices") is not None:
+        taken = {name: None for name in TAKEN if arguments.get(name) is not None}
+        if taken and getattr(block.self_attn, "indexer", None) is None:
             raise NotImplementedError(f"what later layers take from layers up to {layer} would have to be cut too")
         running = self.run.kept[-1] if self.run.kept else torch.arange(self.visual.shape[1]).expand_as(self.visual)
         kept, states = self.choose_positions(layer, retention, arguments["hidden_states"])
@@ -616,7 +624,7 @@ class Pruner:
             )
         self.run.kept.append(kept)
         self.run.layers.append(layer)
-        return {"hidden_states": states}
+        return {"hidden_states": states, **taken}
 
     def choose_positions(self, layer: int, retention: float, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The positions [B, L'] of the whole sequence that remain after `layer` of the running one, of length L.
@@ -659,8 +667,8 @@ class Pruner:
             if kept is None or not self.entered_whole:
                 return output
             states, *others = output if isinstance(output, tuple) else (output,)
-            if any(other is not None for other in others):
-                raise NotImplementedError(f"{type(block).__name__} returns more than hidden states")
+            if any(isinstance(other, torch.Tensor) and other.is_floating_point() for other in others):
+                raise NotImplementedError(f"{type(block).__name__} returns more than hidden states and places")
             whole = states.new_full((len(states), self.visual.shape[1], *states.shape[2:]), torch.nan)
             whole[torch.arange(len(states))[:, None], kept] = states
             return (whole, *others) if isinstance(output, tuple) else whole
@@ -673,8 +681,9 @@ class Pruner:
         """`get_interface`, of whose functions the calls inside decoder layers are remembered."""
 
         def attend(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self.prefill and self.seen is not None:
-                names = ("query", "key", "value", "attention_mask")
+            names = ("query", "key", "value", "attention_mask")
+            # Attention of a token to its own streams, or to layers before, is another.
+            if self.prefill and self.seen is not None and args[0].shape[-2] == self.seen["hidden"].shape[1]:
                 self.seen |= {"attention": module, **dict(zip(names, args, strict=False)), **kwargs}
             return function(module, *args, **kwargs)
 
@@ -723,7 +732,7 @@ def entering(seen: Mapping[str, Any]) -> State:
         seen["hidden"],
         seen.get("position_bias"),
         seen.get("softcap"),
-        seen.get("sinks"),
+        seen["s_aux"].view(1, -1, 1, 1) if seen.get("s_aux") is not None else seen.get("sinks"),
         seen.get("self_attn.k_proj"),
         seen.get("self_attn.q_proj"),
         (lambda keys: apply(keys, keys, *tables)[1]) if tables is not None and both else None,
@@ -732,7 +741,8 @@ def entering(seen: Mapping[str, Any]) -> State:
 
 def gather_argument(value: Any, name: str, letters: str, kept: torch.Tensor) -> Any:
     """The argument `name` of a decoder layer at the kept positions [B, S'] of the axes `letters` of its layout."""
-    if name == "cache_position":  # of older versions, for static caches only, which the oracle doesn't prune
+    # The one is of older versions, for static caches only, which the oracle doesn't prune; others are cut already.
+    if name == "cache_position" or name in TAKEN:
         return value
     if isinstance(value, torch.Tensor):
         for layout in LAYOUTS.get(name, ()):
@@ -782,6 +792,7 @@ def fit_mask(
     """
     arguments = dict(arguments)
     cache, queries = cache_among(arguments), arguments["hidden_states"].shape[1]
+    index += arguments.get("cache_offset") or 0  # Inkling 2 Loop: each pass has layers of the cache
     layer = cache.layers[index] if cache is not None and index < len(cache.layers) else None
     mask = arguments.get("attention_mask")
     shares = type(layer).__name__ == "DummyLayer"
@@ -797,10 +808,12 @@ def fit_mask(
         held = getattr(layer, "keys", None)
         width = queries + (0 if held is None or not held.numel() else held.shape[-2])
         window = layer.sliding_window if getattr(layer, "is_sliding", False) else None
-    if mask is None and window is None:
-        return arguments
     later = torch.arange(length, past + queries).expand(len(kept), -1)
     position = torch.cat([kept, later], 1)[:, -width:]
+    if arguments.get("relative_distance") is not None:
+        arguments["relative_distance"] = torch.arange(past, past + queries)[:, None] - position[:, None, None]
+    if mask is None and window is None:
+        return arguments
     if mask is None:
         asked = torch.arange(past, past + queries)[:, None]
         visible = (position[:, None] <= asked) & (position[:, None] > asked - window)

@@ -354,6 +354,9 @@ WITHOUT_ATTENTION = {"linear_attention", "conv", "mlp"}
 DECODES_OTHERWISE = {
     "dots3_note": "of many equal scores an indexer takes the first, which change with the length, unpruned too",
     "inkling2": "a decoding step counts distances in the cache, without what was dropped",
+    "inkling2_loop": "a padded row has other positions in generate than in forward, unpruned too",
+    "inkling_mm_model": "a decoding step counts distances in the cache, without what was dropped",
+    "qwen4_exp": "an indexer reads the rotary tables by places in the cache, without what was dropped",
     "instructblipvideo": "its generate calls the language model past the model",
 }
 TAKES_NO_TEXT_ALONE = {"instructblipvideo": "its pixel values and query tokens are required arguments"}

@@ -194,6 +194,8 @@ class HYV4VL(Grid):
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
         indexer = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 16}
+        # The last two layers take the keys that the fourth chose.
+        indexer["indexer_types"] = ["full"] * (text["num_hidden_layers"] - 2) + ["shared"] * 2
         return {**text, **LATENT, **indexer, ROPE: mrope(text, mrope_section=[2, 1, 1])}
 
     def tokens(self) -> dict[str, Any]:
@@ -241,7 +243,7 @@ class MiniCPMV4_7(MiniCPMV4_6):
 
 
 class Inkling2Loop(Inkling2):
-    """As Inkling 2, layers 2 and 3 twice, the second time with what the first one gave."""
+    """As Inkling 2, the last two layers twice, the second time with what the first one gave."""
 
     name = "inkling2_loop"
     config_class = "Inkling2LoopConfig"
@@ -249,9 +251,9 @@ class Inkling2Loop(Inkling2):
     text_type = "inkling2_loop_text"
 
     def text(self, text: dict[str, Any]) -> dict[str, Any]:
-        loop = {"index_start": 2, "index_end": 4}
-        passes = {"loop_num_passes": 2, "loop_gate_rank": 8}
-        return {**super().text(text), **{f"loop_layer_{name}": at for name, at in loop.items()}, **passes}
+        layers = text["num_hidden_layers"]
+        places = {"loop_layer_index_start": layers - 2, "loop_layer_index_end": layers}
+        return {**super().text(text), **places, "loop_num_passes": 2, "loop_gate_rank": 8}
 
 
 class Inkling(Inkling2):
@@ -277,7 +279,9 @@ class Inkling(Inkling2):
 
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
         # Its bias is a part of the mask.
-        return Grid.construct(self, text, attn_implementation)
+        model = Grid.construct(self, text, attn_implementation)
+        model.model.language_model.config.use_cache = True  # which its config does not say by itself
+        return model
 
     def pixels(self, model: nn.Module, frames: Sequence[int], generators: Sequence[torch.Generator]) -> Inputs:
         rows, tokens = zip(frames, generators, strict=True), self.tokens_per_block
