@@ -440,9 +440,11 @@ def prune(
     lookup = "get_interface" if hasattr(AttentionInterface, "get_interface") else "__getitem__"
     watched = pruner.watch(getattr(AttentionInterface, lookup))
     patches = [mock.patch.object(AttentionInterface, lookup, watched)]
-    if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
-        handles.append(model.language_model.register_forward_pre_hook(pruner.begin_part(model), with_kwargs=True))
-        patches.append(mock.patch.object(model, "generate", pruner.remember_prompt(model.generate)))
+    # A part that generates by itself is called past the model by the `generate` of the model.
+    for part in model.children():
+        if isinstance(part, GenerationMixin):
+            handles.append(part.register_forward_pre_hook(pruner.begin_part(model), with_kwargs=True))
+            patches.append(mock.patch.object(model, "generate", pruner.remember_prompt(model.generate)))
     try:
         with ExitStack() as stack:
             for patch in patches:
