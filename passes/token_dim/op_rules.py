@@ -48,6 +48,7 @@ class OpCall:
         read_only: the storages of tensors that were made before the cut.
         orders: in which order axes hold tokens and more, by their sizes, as far as its arguments tell. A rule that
             finds more says so here: what the result is given to has to take it in the same order.
+        numbers: the storages of tensors of numbers that are written in the graph, such as a list that is an index.
     """
 
     func: Any
@@ -57,6 +58,7 @@ class OpCall:
     in_tail: bool
     read_only: frozenset[int]
     orders: dict[int, Set[Layout]]
+    numbers: frozenset[int]
 
     def is_token_axis(self, value: Tensor, dim: int) -> bool:
         """Return whether ``dim`` of a tensor, counted from either end, holds tokens."""
@@ -123,6 +125,7 @@ class TokenRules(TorchDispatchMode):
         self.sizes, self.pointwise, self.in_tail = sizes, pointwise, in_tail
         storages = (plain.untyped_storage()._cdata for tensor in read_only for plain in plain_tensors(tensor))
         self.read_only = frozenset(storages)
+        self._numbers: list[Tensor] = []  # kept, so that no other tensor gets their storage
 
     def __torch_dispatch__(
         self,
@@ -146,9 +149,13 @@ class TokenRules(TorchDispatchMode):
                 raise UnsupportedOp(WRITES_INTO_OLDER)
         result = func(*args, **kwargs)
         packet = func.overloadpacket
+        if packet is aten.lift_fresh:
+            self._numbers.append(result)
         moves_rows = _RULES.get(packet) is reshape and self.sizes.batch
         if moves_rows or any(self.sizes.token(size) for each in tensors for size in each.shape):
-            call = OpCall(func, named, result, self.sizes, self.in_tail, self.read_only, _orders_of_all(func, tensors))
+            numbers = frozenset(each.untyped_storage()._cdata for each in self._numbers)
+            orders = _orders_of_all(func, tensors)
+            call = OpCall(func, named, result, self.sizes, self.in_tail, self.read_only, orders, numbers)
             _rule(func)(call)
             for each in tree_leaves(result):
                 if isinstance(each, Tensor) and call.orders:
@@ -324,9 +331,28 @@ def index(call: OpCall) -> None:
     indices = [each for each in call.args["indices"] if each is not None]
     if any(each.dtype == torch.bool or each.untyped_storage()._cdata in call.read_only for each in indices):
         raise PositionalOp(f"{call.func} takes tokens at places that were computed before the cut")
+    if any(each.untyped_storage()._cdata in call.numbers for each in _of_tokens(call)):
+        raise PositionalOp(f"{call.func} takes tokens at the positions of a list")
     values = call.args.get("values")
     if values is not None and values.ndim and values.shape[0] != indices[0].shape[0]:
         raise UnsupportedOp(f"{call.func} puts another number of values than it has places")
+
+
+@register_op_rule(aten.index_put_, mixes_tokens=False)
+def write_at(call: OpCall) -> None:
+    """One number, at places in an axis other than that of the tokens."""
+    if any(each is not None and each.dtype == torch.bool for each in call.args["indices"]) or _of_tokens(call):
+        raise PositionalOp(f"{call.func} writes at places among the tokens")
+    if call.args["values"].ndim:
+        raise UnsupportedOp(f"{call.func} writes more than one number")
+
+
+def _of_tokens(call: OpCall) -> list[Tensor]:
+    """The indices into an axis of tokens."""
+    value = call.args["self"]
+    return [
+        each for axis, each in enumerate(call.args["indices"]) if each is not None and call.is_token_axis(value, axis)
+    ]
 
 
 @register_op_rule(aten.index_select, mixes_tokens=False)

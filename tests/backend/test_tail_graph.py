@@ -63,6 +63,10 @@ def at_positions(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return hidden.tanh()[:, torch.tensor([4, 9, 15, 16, 17, 27])]
 
 
+def at_a_list(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    return hidden.tanh()[:, [4, 15, 17]]
+
+
 def last_token(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     last = (torch.arange(ids.shape[1]) * mask).argmax(-1)
     return hidden.tanh()[torch.arange(len(ids)), last]
@@ -78,7 +82,7 @@ def shifted_states(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return (hidden[:, :-1] * of_text).tanh()
 
 
-AT_POSITIONS = [last_three, at_positions, last_token, first, gathered, shifted_states]
+AT_POSITIONS = [last_three, at_positions, at_a_list, last_token, first, gathered, shifted_states]
 
 
 def retrieval(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -95,6 +99,12 @@ def masked_mean_of_channels(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor
     return torch.sum(hidden * every, 1) / torch.clamp(every.sum(1), min=1e-9)
 
 
+def some_hidden(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    logits = hidden.tanh()
+    logits[:, :, [1, 3]] = -1e9
+    return logits
+
+
 def plain_mean(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return hidden.tanh().mean(1)
 
@@ -108,7 +118,7 @@ def attentive(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bs,bsc->bc", weights, hidden)
 
 
-OF_TOKENS = [retrieval, masked_mean, masked_mean_of_channels, plain_mean, largest, attentive]
+OF_TOKENS = [retrieval, some_hidden, masked_mean, masked_mean_of_channels, plain_mean, largest, attentive]
 
 
 def next_token_loss(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

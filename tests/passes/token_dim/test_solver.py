@@ -114,6 +114,7 @@ def test_an_index_has_places_for_every_token():
         (lambda h, s: h[:, 2:9], "from 2 to 9"),
         (lambda h, s: h[:, ::2], "takes the tokens"),
         (lambda h, s: h[:, s], "index"),
+        (lambda h, s: h[:, [3, 9]], "positions of a list"),
         (lambda h, s: h.index_select(1, s), "index_select"),
         (lambda h, s: h.mean(1), "runs over tokens"),
         (lambda h, s: h.cumsum(1), "runs over tokens"),
