@@ -52,12 +52,13 @@ def generate(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
     return model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
 
 
-def extended(inputs: Inputs, tokens: torch.Tensor) -> dict[str, Any]:
-    """The inputs with the text `tokens` [B, N] after them."""
+def extended(inputs: Inputs, tokens: torch.Tensor, token_type: int = 0) -> dict[str, Any]:
+    """The inputs with the text `tokens` [B, N] of this type after them."""
     longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
+    values = {"attention_mask": 1, "image_embeds_position_mask": 0}
     for name in inputs:
-        if name == "attention_mask" or name.endswith("token_type_ids"):
-            behind = torch.full_like(tokens, int(name == "attention_mask"), dtype=inputs[name].dtype)
+        if name in values or name.endswith("token_type_ids"):
+            behind = torch.full_like(tokens, values.get(name, token_type), dtype=inputs[name].dtype)
             longer[name] = torch.cat([inputs[name], behind], 1)
     return longer
 

@@ -49,7 +49,9 @@ INJECT_EAGERLY = ("molmo2", "ovis2")
 # Before transformers 5.5 nothing in a static cache says how many tokens it holds.
 STATIC_IS_DECLINED = "cumulative_length" not in inspect.getsource(transformers.cache_utils.StaticLayer)
 # These fail in transformers itself, without any compiler.
-FAILS_IN_TRANSFORMERS = {(name, "static cache") for name in ("inkling2", "inkling2_loop", "inkling_mm_model")}
+FAILS_IN_TRANSFORMERS = {
+    (name, "static cache") for name in ("inkling2", "inkling2_loop", "inkling_mm_model", "kosmos-2")
+}
 
 
 def cases():

@@ -348,7 +348,9 @@ def test_a_second_turn_of_text_goes_on_the_pruned_cache(name, rows):
 # All architectures, further ones too: cheaply
 
 # The last layer after which features are added again.
-DEEPSTACK = dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass"), 2)
+DEEPSTACK = dict.fromkeys(
+    ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass", "granite_docling"), 2
+)
 WITHOUT_ATTENTION = {"linear_attention", "conv", "mlp"}
 # A prefill of a longer sequence does something else than decoding, and why.
 DECODES_OTHERWISE = {
@@ -358,8 +360,14 @@ DECODES_OTHERWISE = {
     "inkling_mm_model": "a decoding step counts distances in the cache, without what was dropped",
     "qwen4_exp": "an indexer reads the rotary tables by places in the cache, without what was dropped",
     "instructblipvideo": "its generate calls the language model past the model",
+    **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "a decoding step counts padding among the positions, unpruned too"),
 }
-TAKES_NO_TEXT_ALONE = {"instructblipvideo": "its pixel values and query tokens are required arguments"}
+TAKES_NO_TEXT_ALONE = {
+    "instructblipvideo": "its pixel values and query tokens are required arguments",
+    "instructblip": "its pixel values and query tokens are required arguments",
+    "blip-2": "its pixel values are required arguments",
+    "kosmos-2": "it wants pixel values or features",
+}
 
 
 def padded(name, **overrides):
@@ -394,7 +402,8 @@ def test_layers_up_to_the_cut_are_untouched_and_later_ones_are_short(name):
     short = run.kept[0].shape[1]
     assert pruned.logits.shape[:2] == (2, short)
     difference = (pruned.logits[:, -1] - plain.logits[:, -1]).std(1)
-    assert (difference > 0.01 * plain.logits[:, -1].std(1)).all()
+    size = plain.logits[:, -1].abs().median(1).values  # some models give the lowest number to words of images
+    assert (difference > 0.01 * size).all()
     tensors = zip(*(oracle.cache_tensors(cache_of(output)) for output in (pruned, plain)), strict=True)
     for index, (ours, theirs) in enumerate(tensors):
         assert ours.keys() == theirs.keys()
@@ -437,7 +446,7 @@ def test_decoding_on_any_pruned_cache_equals_a_prefill(name):
     special = [token for token in range(VOCABULARY) if token not in TEXT]  # some mean something in a prompt only
     with oracle.prune(model, retention=0.25) as run:
         output = generate(model, inputs, max_new_tokens=3, suppress_tokens=special)
-    longer = extended(inputs, output.sequences[:, length:-1])
+    longer = extended(inputs, output.sequences[:, length:-1], ALL_ARCHITECTURES[name].generated_type)
     with oracle.prune(model, positions=extended_positions(run.kept[0], length, 2)):
         forced = forward(model, longer).logits[:, -3:]
     assert_close(torch.stack(output.logits, 1), forced, **TOLERANCE)

@@ -13,6 +13,8 @@ import transformers
 from torch import nn
 
 from tests.architectures.base import Architecture, text_only, visual_mask
+from tests.architectures.captions import BLIP2, INSTRUCTBLIP, KOSMOS2, KOSMOS2_5
+from tests.architectures.codebooks import APERTUS1P5, CHAMELEON, EMU3
 from tests.architectures.gemma import GEMMA3, GEMMA4
 from tests.architectures.glm5_next import GLM5_NEXT
 from tests.architectures.grid import (
@@ -56,6 +58,16 @@ from tests.architectures.more_grid import (
     QWEN3_OMNI_MOE,
     QWEN4_EXP,
 )
+from tests.architectures.more_images import (
+    COHERE2_VISION,
+    DEEPSEEK_VL_HYBRID,
+    FAST_VLM,
+    FUYU,
+    GRANITE_DOCLING,
+    JANUS,
+    LIGHTON_OCR,
+    PALIGEMMA,
+)
 from tests.architectures.others import MINICPMV4_6, MOLMO2, NEMOTRON_H_OMNI, OVIS2
 from tests.architectures.qwen2_vl import QWEN2_5_VL, QWEN2_VL
 from tests.architectures.video_llama_3 import VIDEO_LLAMA_3
@@ -73,6 +85,8 @@ FURTHER: tuple[Architecture, ...] = (
     *(VIP_LLAVA, AYA_VISION, GOT_OCR2, IDEFICS2, DEEPSEEK_VL, QIANFAN_OCR, LFM2_VL),
     *(GLM4V_MOE, GLM_OCR, QWEN3_5_MOE, PADDLEOCR_VL, HUNYUAN_VL, QWEN3_OMNI_MOE, COSMOS3_OMNI),
     *(QWEN4_EXP, HY_V4_VL, MINICPM_OCR, MINICPMV4_7, INKLING2_LOOP, INKLING),
+    *(COHERE2_VISION, LIGHTON_OCR, PALIGEMMA, FAST_VLM, DEEPSEEK_VL_HYBRID, JANUS, GRANITE_DOCLING),
+    *(FUYU, CHAMELEON, EMU3, APERTUS1P5, INSTRUCTBLIP, BLIP2, KOSMOS2, KOSMOS2_5),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 

@@ -41,6 +41,7 @@ class Architecture(ABC):
     extra_tokens = 0  # visual tokens of a row beside its blocks
     separated = False  # is there a text token between the blocks (as timestamps are), or are they one span?
     visual_token = VIDEO
+    generated_type = 0  # of generated tokens, where the model takes types of tokens
 
     def build(
         self,

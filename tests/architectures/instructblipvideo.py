@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, InstructBlipVideoConfig, InstructBlipVideoForConditionalGeneration
 
-from tests.architectures.base import TEXT, VIDEO, VOCABULARY, Architecture, Inputs
+from tests.architectures.base import TEXT, VIDEO, VOCABULARY, Architecture, Inputs, part
 from tests.architectures.llava import PATCH, SIZE
 
 QUERIES = 4  # of the Q-Former, for a frame
@@ -23,8 +23,10 @@ class InstructBlipVideo(Architecture):
     """
 
     name = "instructblipvideo"
+    config_class = "InstructBlipVideoConfig"
     model_class = "InstructBlipVideoForConditionalGeneration"
     ragged = False
+    queries = QUERIES
     tokens_per_block = QUERIES
     shows_frames = False
 
@@ -32,15 +34,16 @@ class InstructBlipVideo(Architecture):
         tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         opt = {name: value for name, value in text.items() if name not in ("intermediate_size", "num_key_value_heads")}
         sizes = {"ffn_dim": text["intermediate_size"], "word_embed_proj_dim": text["hidden_size"]}
-        config = InstructBlipVideoConfig(
+        config = getattr(transformers, self.config_class)(
             vision_config={**tower, "image_size": SIZE, "patch_size": PATCH},
             qformer_config={**tower, "vocab_size": VOCABULARY},
-            text_config=AutoConfig.for_model("opt", **opt, **sizes),
-            num_query_tokens=QUERIES,
-            video_token_index=VIDEO,
+            text_config=part("opt", **opt, **sizes),
+            num_query_tokens=self.queries,
+            **{"video_token_index" if self.visual_token == VIDEO else "image_token_index": self.visual_token},
             tie_word_embeddings=False,
         )
-        return InstructBlipVideoForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+        model = getattr(transformers, self.model_class)
+        return model._from_config(config, attn_implementation=attn_implementation)
 
     def build(self, **options: Any) -> nn.Module:
         model = super().build(**options)
