@@ -259,7 +259,8 @@ def _check_scored(attention: Attention, layer: int) -> None:
     if expression(key.shape[2]) != expression(query.shape[2]):
         raise CannotPrune(
             f"layer {layer} attends to {key.shape[2]} keys from {query.shape[2]} positions: a cache that holds tokens "
-            "already, or a preallocated (static) one that was made before this call; start with an empty cache"
+            "already (an earlier turn, a prefix, a chunk of the prompt that prefill_chunk_size cut off), or a "
+            "preallocated (static) one that was made before this call; start with an empty cache and the whole prompt"
         )
 
 

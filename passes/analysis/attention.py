@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..errors import UnsupportedOp
-from ..fx.nodes import arguments, example_tensor
+from ..fx.nodes import ancestors, arguments, example_tensor
 
 if TYPE_CHECKING:
     from ..token_dim.sentinels import SentinelSizes
@@ -101,6 +101,15 @@ def find_attention(graph: Graph) -> list[Attention]:
     """Return all attentions of ``graph``, in the order of their nodes."""
     found = (_match(node) for node in graph.nodes)
     return [attention for attention in found if attention is not None]
+
+
+def attend_to(graph: Graph, nodes: Collection[Node]) -> list[Node]:
+    """Return the results of those attentions of a graph whose keys are computed from any of some nodes."""
+    found = []
+    for attention in find_attention(graph):
+        if isinstance(attention.key, Node) and not set(nodes).isdisjoint(ancestors(attention.key)):
+            found.append(attention.output)
+    return found
 
 
 def find_attention_op(node: Node) -> AttentionOp | None:

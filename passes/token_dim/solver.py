@@ -40,7 +40,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..analysis.attention import check_sdpa, deferred_attention, find_attention_op
+from ..analysis.attention import attend_to, check_sdpa, deferred_attention, find_attention_op
 from ..errors import CannotPrune, PositionalOp, UnsupportedOp
 from ..fx.nodes import (
     call_target,
@@ -153,7 +153,18 @@ class _Probe:
             elif node not in self.tail and isinstance(value, Tensor):
                 self._check_no_length(node)
             plans[node] = NodePlan(stage, rewrites, tuple(value.shape) if isinstance(value, Tensor) else None)
+        self._check_no_copies_attended(plans)
         return plans
+
+    def _check_no_copies_attended(self, plans: Plans) -> None:
+        """Decline attention to tokens at the full length, as of a decoder to its encoder's: each copy would count."""
+        expanded = {node for node, plan in plans.items() if any(isinstance(each, Expand) for each in plan.rewrites)}
+        for node in attend_to(self.graph, expanded) if expanded else ():
+            if node not in self.stages:
+                raise CannotPrune(
+                    f"{format_node(node)} attends to tokens of an encoder by positions in the whole sequence: each "
+                    "dropped one would count as a copy of a kept one"
+                )
 
     def _pools(self, node: Node, result: Any) -> bool:
         """Return whether a node sums up kept tokens."""

@@ -153,8 +153,7 @@ def _compile(
         if linked is None and unknown is not None:
             graph_report.reason = unknown
             skip(graph_report, config)
-            return as_it_is()
-        if linked is None:
+        elif linked is None:
             _warn_beside(graph_report, graph, config)
         if linked is None and not any(is_hidden_states(node) for node in module.graph.find_nodes(op="placeholder")):
             return as_it_is()

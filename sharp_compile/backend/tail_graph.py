@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ..integrations import transformers
+from ..passes.analysis.attention import attend_to
 from ..passes.errors import CannotPrune
 from ..passes.fx.nodes import copy_of
 from ..passes.rewrite.shrink import expand_tokens
@@ -127,6 +128,7 @@ class TailGraph:
                     f"the call returns the hidden states of every layer, which were shortened, and {reason}. Call the "
                     "model without output_hidden_states, or without what reads them"
                 ) from reason
+            self._check_counts_no_copy(place, str(reason))
             log.info("runs on hidden states at full length: %s", reason)
             return None
         except Exception as error:  # a fault of ours: at full length the graph is right as it is
@@ -134,4 +136,16 @@ class TailGraph:
                 raise
             self.decline(error)
             return None
-        return None if tail is None else (self.compile_copy(copy), tail)
+        if tail is None:
+            self._check_counts_no_copy(place, "it knows them by their positions")
+            return None
+        return self.compile_copy(copy), tail
+
+    def _check_counts_no_copy(self, place: int, reason: str) -> None:
+        """Refuse attention to states at the full length, in which each dropped one is a copy of a kept one."""
+        graph = self.module.graph
+        if attend_to(graph, graph.find_nodes(op="placeholder")[place : place + 1]):
+            raise ValueError(
+                "the code after the decoder, or the encoder, attends to its hidden states, of which there are fewer: "
+                f"{reason}. Compile this model without sharp_compile"
+            )

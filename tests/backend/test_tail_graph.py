@@ -203,6 +203,32 @@ def test_loss_and_gradients(breaks: str) -> None:
         assert_close(our, their)
 
 
+def beside_own(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """As a decoder attends to its own tokens and to those of an encoder, in one attention."""
+    own = hidden.new_ones(hidden.shape[0], 1, 2, hidden.shape[2])
+    tokens = torch.cat([own, hidden.unsqueeze(1)], 2)
+    return F.scaled_dot_product_attention(own, tokens, tokens)
+
+
+def to_the_first_ten(hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    tokens = hidden[:, :10].unsqueeze(1)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize(
+    ("head", "breaks", "error"),
+    [
+        (to_the_first_ten, "nowhere", "each dropped one would count as a copy"),
+        (to_the_first_ten, "behind", "attends to its hidden states, of which there are fewer"),
+        (beside_own, "nowhere", "appends tokens to others"),
+        (beside_own, "behind", "attends to its hidden states, of which there are fewer"),
+    ],
+)
+def test_no_dropped_token_counts_as_a_copy_of_another(head: Head, breaks: str, error: str) -> None:
+    with pytest.raises((sharp_compile.CannotPrune, ValueError), match=error):
+        run(head, breaks, toy_inputs(visual=20, text=6, pad=[2]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("breaks", ["nowhere", "behind", "inside"])
 @pytest.mark.parametrize("head", [last_token, masked_mean], ids=lambda head: head.__name__)

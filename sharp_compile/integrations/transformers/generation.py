@@ -18,7 +18,13 @@ from ..ours import is_ours
 
 _WAY = 'compile the whole model: model.compile(backend="sharp", options=...) or sharp_compile.compile(model, ...)'
 
-# The models of which it was said that a `CompileConfig` compiles no prefill.
+# The method of ``generate`` that runs an encoder: since transformers 5.24, and before.
+_RUNS_ENCODER = (
+    "_prepare_text_encoder_decoder_kwargs_for_generation",
+    "_prepare_encoder_decoder_kwargs_for_generation",
+)
+
+# The models of which it was said that what they call compiles no prefill.
 _said: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -32,6 +38,14 @@ def watch(utils: ModuleType) -> None:
         why="CompileConfig(backend='sharp') compiles no prefill, and would prune nothing in silence",
         acts="calls whose CompileConfig names this backend; it only warns",
     )
+    patches.replace(
+        utils.GenerationMixin,
+        next(name for name in _RUNS_ENCODER if hasattr(utils.GenerationMixin, name)),
+        _saying_encoders_are_not_compiled,
+        versions=patches.TRANSFORMERS,
+        why="generate runs an encoder by itself, which is no compiled call: nothing would be pruned, in silence",
+        acts="models that are compiled for this backend; it only warns",
+    )
 
 
 def _saying_what_is_not_compiled(original: Callable[..., bool]) -> Callable[..., bool]:
@@ -43,6 +57,21 @@ def _saying_what_is_not_compiled(original: Callable[..., bool]) -> Callable[...,
         return original(self, model_kwargs, generation_config)
 
     return check
+
+
+def _saying_encoders_are_not_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        options = options_of(self)
+        if options is not None and self not in _said:
+            _said.add(self)
+            decline(
+                "generate runs the encoder of an encoder-decoder by itself, and that is not compiled: only forward is",
+                options,
+            )
+        return original(self, *args, **kwargs)
+
+    return prepare
 
 
 def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:
