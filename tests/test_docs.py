@@ -1,6 +1,8 @@
 """The documentation: every block of code runs, every command is one, every reason has its remedy."""
 
 import ast
+import functools
+import http.server
 import importlib.util
 import re
 import runpy
@@ -8,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -223,16 +226,43 @@ def test_every_page_is_in_the_navigation():
     assert sorted(navigation) == sorted(map(str, pages))
 
 
-def test_the_site_builds_and_needs_no_network(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     pytest.importorskip("mkdocs_material" if importlib.util.find_spec("mkdocs_material") else "material")
     pytest.importorskip("mkdocstrings")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
-    pages = list(tmp_path.rglob("*.html"))
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return folder
+
+
+def test_the_site_builds_and_needs_no_network(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > len(PAGES) - 2
     for page in pages:
         fetched = re.findall(r'<(?:script|img|link)\b[^>]*?(?:src|href)="(https?:[^"]+)"', page.read_text())
         assert not fetched, f"{page.name} fetches {fetched}"
-    assert "sharp_compile.explain" in (tmp_path / "api.html").read_text()
+    assert "sharp_compile.explain" in (site / "api.html").read_text()
+
+
+def test_the_site_is_searched_without_a_network(site):
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server, playwright.sync_playwright() as driver:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"]).new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        here = f"http://localhost:{server.server_port}"
+        page.goto(f"{here}/index.html")
+        page.keyboard.press("/")
+        page.keyboard.type("FlashAttention")
+        page.wait_for_selector(".md-search-result__item")
+        assert "When does it not help?" in page.inner_text(".md-search-result__list")
+        assert all(url.startswith((here, "data:", "blob:")) for url in asked)
+        server.shutdown()

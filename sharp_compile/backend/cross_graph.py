@@ -157,7 +157,7 @@ class LinkedGraph:
         elements.meta[KIND] = self.config.modality
         injection = next(each for each in injections_to_prune(copy.graph, self.config, earlier) if mask in each.masks)
         pruned = prune(copy, injection, self.config, reason_of_end(self.module), trace=False)
-        if pruned is None and injection is not earlier:
+        if pruned is None and injection.embeddings is not earlier.embeddings:
             self.takes_over = True
             place = return_injection(emit, injection, self.config.tokens_per_frame)
             return telling_later_graphs(self._compile(copy), place, self.report, self.config)
