@@ -3,7 +3,7 @@
 While a model is traced for this backend, an empty layer of a cache that is given keys asks for the positions of these
 keys (``integrations.transformers.positions``)::
 
-    positions = torch.ops.sharp_compile.held_positions(key, value, moves)
+    positions = torch.ops.sharp_compile.held_positions(key, value, moves, kind)
 
 A graph that is pruned answers with the positions that are kept in that layer. In every other graph, and in the layers
 in front of the cut, the answer is the operator's own: an empty tensor ``[0, 0]``, which stands for all positions.
@@ -11,26 +11,28 @@ in front of the cut, the answer is the operator's own: an empty tensor ``[0, 0]`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from .errors import CannotPrune
 from .fx.nodes import copy_of, example_value
 
 _library = torch.library.Library("sharp_compile", "FRAGMENT")
 # A layer that moves on, such as one with a sliding window, loses its oldest position for each new one once it is full.
-_library.define("held_positions(Tensor key, Tensor value, bool moves) -> Tensor")
+# The kind is the class of a layer of a model's own, which keeps tokens in a way of its own; empty for others.
+_library.define("held_positions(Tensor key, Tensor value, bool moves, str kind) -> Tensor")
 
 
 @torch.library.impl(_library, "held_positions", "CompositeExplicitAutograd")
-def _all_positions(key: Tensor, value: Tensor, moves: bool) -> Tensor:
+def _all_positions(key: Tensor, value: Tensor, moves: bool, kind: str) -> Tensor:
     return torch.empty((0, 0), dtype=torch.int64, device=key.device)
 
 
 @torch.library.register_fake("sharp_compile::held_positions", lib=_library)
-def _fake_positions(key: Tensor, value: Tensor, moves: bool) -> Tensor:
+def _fake_positions(key: Tensor, value: Tensor, moves: bool, kind: str) -> Tensor:
     return key.new_empty((0, 0), dtype=torch.int64)
 
 
@@ -40,6 +42,19 @@ HELD_POSITIONS = torch.ops.sharp_compile.held_positions
 def asks_for_positions(graph: Graph) -> list[Node]:
     """Return all nodes that ask for the positions of keys."""
     return [node for node in graph.nodes if node.target in (HELD_POSITIONS, HELD_POSITIONS.default)]
+
+
+def check_kinds_known(graph: Graph, after_cut: Collection[Node]) -> None:
+    """Decline where a layer of a cache after a cut keeps tokens in a way of its own.
+
+    Raises:
+        CannotPrune: naming its class.
+    """
+    for node in asks_for_positions(graph):
+        if node in after_cut and node.args[3]:
+            raise CannotPrune(
+                f"the cache has layers of a kind of its own ({node.args[3]}): which positions they hold is not known"
+            )
 
 
 def tell_kept_positions(graph: Graph, stages: Mapping[Node, int], kept: Sequence[Node]) -> None:

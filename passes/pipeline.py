@@ -47,6 +47,7 @@ from .errors import CannotPrune
 from .fx.emit import Emitter
 from .fx.nodes import arguments, copy_of, copy_with_nodes, example_tensor, example_value, format_node
 from .fx.sizes import expression
+from .held_positions import check_kinds_known
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
 from .rewrite.lazy_queries import query_module
@@ -187,6 +188,7 @@ def plan(context: PassContext, may_hoist: bool) -> None:
     else:
         context.plans = probe(graph, embeddings, context.cuts, context.slack.padded_lengths, tail=tail)
     artifact("plan", lambda: str(context.plans))
+    check_kinds_known(graph, [node for node, plan in context.plans.items() if plan.stage])
     context.returned_lengths = _returned_lengths(context)
     context.least = least_tokens(context.plans)
     length = _length_left(context)

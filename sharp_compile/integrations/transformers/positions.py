@@ -131,7 +131,8 @@ def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
             if is_new:
                 result = update(self, key_states, value_states, layer_idx, *args, **kwargs)
                 layer = self.layers[layer_idx]
-                setattr(layer, _KEPT, HELD_POSITIONS(key_states, value_states, getattr(layer, "is_sliding", False)))
+                moves = getattr(layer, "is_sliding", False)
+                setattr(layer, _KEPT, HELD_POSITIONS(key_states, value_states, moves, _own_kind(layer)))
                 setattr(layer, _SEEN, key_states.shape[-2])
                 setattr(self, _TRACKED, True)
                 return result
@@ -265,6 +266,11 @@ def _choosing_rows(of_kept: Callable[..., Tensor]) -> Callable[[Callable[..., An
         return choosing
 
     return change
+
+
+def _own_kind(layer: Any) -> str:
+    """Return the class of a layer that keeps tokens in a way that is not transformers'; nothing for others."""
+    return "" if type(layer).update.__module__ == "transformers.cache_utils" else type(layer).__name__
 
 
 def _seen_now(layer: Any) -> int:

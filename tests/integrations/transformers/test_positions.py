@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 import sharp_compile
 from sharp_compile.integrations.transformers import install, positions
@@ -48,6 +49,32 @@ def test_a_model_that_counts_by_a_layer_counts_what_was_seen():
     forward(model, {"input_ids": torch.tensor([[11], [12]]), "past_key_values": cache})
     assert [cache.get_seq_length(layer) for layer in range(4)] == [length + 1] * 4
     assert cache.layers[3].keys.shape[2] == kept.shape[1] + 1
+
+
+class OwnLayer(DynamicLayer):
+    """A layer as models bring that keep some tokens for ever, and others in a window."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+class SameLayer(DynamicLayer):
+    """Another name."""
+
+
+@pytest.mark.parametrize(("kind", "is_pruned"), [(OwnLayer, False), (SameLayer, True)])
+def test_layers_that_keep_tokens_in_a_way_of_their_own_are_declined(kind, is_pruned):
+    model = shared_model("llava_onevision", layers=4)
+    inputs = ARCHITECTURES["llava_onevision"].inputs(model)
+    fast = torch.compile(deepcopy(model), backend="sharp", options=OPTIONS | {"on_skip": "silent"})
+    cache = DynamicCache(config=model.config.text_config)
+    cache.layers = [kind() for _ in cache.layers]
+    output = forward(fast, inputs | {"past_key_values": cache})
+    reasons = [report.reason for report in sharp_compile.reports()]
+    assert any(report.pruned for report in sharp_compile.reports()) == is_pruned
+    if not is_pruned:
+        assert any("layers of a kind of its own (OwnLayer)" in reason for reason in reasons)
+        assert_close(output.logits, forward(model, inputs).logits, **TOLERANCE)
 
 
 def test_without_pruning_they_hold_all():
