@@ -11,10 +11,18 @@ from torch.testing import assert_close
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, ARCHITECTURES, shared_model, text_only, visual_mask
 from tests.architectures.base import TEXT, VOCABULARY
+from tests.rotation import seed
 from tests.support import NEW, TOLERANCE, cache_of, extended, forward, generate, second_turn
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-all_architectures = pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+# A sixth of the further ones is not slow, by the seed.
+all_architectures = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ARCHITECTURES or (place - seed()) % 6 == 0 else [pytest.mark.slow])
+        for place, name in enumerate(ALL_ARCHITECTURES)
+    ],
+)
 every_ragged_architecture = pytest.mark.parametrize("name", [n for n, a in ARCHITECTURES.items() if a.ragged])
 
 
