@@ -32,7 +32,7 @@ ROWS = {
 WINDOWS = {"short": None, "between prompt and answer": 3, "long": 1000}
 WINDOWED = (
     *("aya_vision", "cohere_compass", "dots3_note", "exaone4_5", "gemma3", "gemma4", "inkling2", "lfm3_vl"),
-    *("muse_glimmer", "muse_spark"),
+    *("muse_glimmer", "muse_spark", "cohere2_vision", "inkling2_loop", "inkling_mm_model"),
 )
 # What the stock model can't do, or what it does otherwise with a cache than without: measured, transformers 5.23.
 STOCK = {
