@@ -47,35 +47,28 @@ class Gemma4(Architecture):
     """4 visual tokens a frame, text between frames; per-layer inputs, keys shared by the last two layers."""
 
     name = "gemma4"
+    config_class = "Gemma4Config"
     model_class = "Gemma4ForConditionalGeneration"
     tokens_per_block = 4
     separated = True
 
+    def vision(self) -> Any:
+        """The config of the vision tower."""
+        sizes = {"num_key_value_heads": 2, "head_dim": 16, "patch_size": PATCH, "pooling_kernel_size": 2}
+        return AutoConfig.for_model("gemma4_vision", **TOWER, **sizes, position_embedding_size=64)
+
+    def text(self, text: dict[str, Any]) -> Any:
+        """The config of the decoder."""
+        inputs = {"vocab_size_per_layer_input": text["vocab_size"], "hidden_size_per_layer_input": 8}
+        kinds = {"layer_types": sliding(text, every=4), "sliding_window": WINDOW, "num_kv_shared_layers": 2}
+        heads = {"head_dim": 16, "global_head_dim": 16}
+        return AutoConfig.for_model("gemma4_text", **text, **heads, **inputs, **kinds)
+
     def construct(self, text: dict[str, Any], attn_implementation: str) -> nn.Module:
-        layers = max(text["num_hidden_layers"], 8)
-        text_config = AutoConfig.for_model(
-            "gemma4_text",
-            **text | {"num_hidden_layers": layers},
-            head_dim=16,
-            global_head_dim=16,
-            vocab_size_per_layer_input=text["vocab_size"],
-            hidden_size_per_layer_input=8,
-            num_kv_shared_layers=2,
-            layer_types=sliding({"num_hidden_layers": layers}, every=4),
-            sliding_window=WINDOW,
-        )
-        vision = AutoConfig.for_model(
-            "gemma4_vision",
-            **TOWER,
-            num_key_value_heads=2,
-            head_dim=16,
-            patch_size=PATCH,
-            pooling_kernel_size=2,
-            position_embedding_size=64,
-        )
-        config = transformers.Gemma4Config(
-            text_config=text_config,
-            vision_config=vision,
+        layers = {"num_hidden_layers": max(text["num_hidden_layers"], 8)}
+        config = getattr(transformers, self.config_class)(
+            text_config=self.text(text | layers),
+            vision_config=self.vision(),
             audio_config=None,
             image_token_id=IMAGE,
             video_token_id=VIDEO,
