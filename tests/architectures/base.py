@@ -187,9 +187,10 @@ def randomize(model: nn.Module, seed: int) -> None:
 def visual_mask(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Where the visual tokens are, read from the ids: bool [B, S]."""
     mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    for name in ("image_token_id", "video_token_id"):
-        if (token := getattr(model.config, name, None)) is not None:
-            mask |= inputs["input_ids"] == token
+    for config in (model.config, getattr(model.config, "vision_config", None)):
+        for name in ("image_token_id", "video_token_id"):
+            if (token := getattr(config, name, None)) is not None:
+                mask |= inputs["input_ids"] == token
     return mask
 
 

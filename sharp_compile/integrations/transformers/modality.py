@@ -15,15 +15,20 @@ _IDS = {
     "visual": ("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
     "audio": ("audio_token_id", "audio_token_index"),
 }
+_TOWERS = {"visual": "vision_config", "audio": "audio_config"}
 _SOUND = ("input_features", "audio_values", "input_values")
 _THROUGH = {"to", "unsqueeze", "expand", "expand_as", "bool", "contiguous", torch.unsqueeze}
 _MAX_STEPS = 16
 
 
 def placeholder_ids(config: Any, modality: str) -> list[int]:
-    """Return the ids that stand for features of a modality (``"all"`` for any) in a prompt, by a model's config."""
-    names = [name for kind in _IDS if modality in (kind, "all") for name in _IDS[kind]]
-    ids = (getattr(config, name, None) for name in names)
+    """Return the ids that stand for features of a modality (``"all"`` for any) in a prompt, by a model's config.
+
+    Phi-4-multimodal's has them in the configs of its towers.
+    """
+    kinds = [kind for kind in _IDS if modality in (kind, "all")]
+    places = [(place, kind) for kind in kinds for place in (config, getattr(config, _TOWERS[kind], None))]
+    ids = (getattr(place, name, None) for place, kind in places for name in _IDS[kind])
     return sorted({each for each in ids if isinstance(each, int)})
 
 
