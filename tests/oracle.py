@@ -475,6 +475,7 @@ class Pruner:
         self.run = Run()
         # Of the running call
         self.begun = self.prefill = self.entered_whole = False
+        self.streams_in_front = False  # are hidden states [N, B, S, C], as Gemma 3n's?
         self.prompt = torch.empty(0)  # the ids [B, S] that a `generate` of the model's own was given
         self.visual = self.padding = torch.empty(0)  # [B, S]
         self.due: list[tuple[int, float]] = []  # the cuts to come
@@ -571,6 +572,14 @@ class Pruner:
         """Have hidden states [B, ...] all positions? The model may compute its last layers for the last ones only."""
         return states.shape[1] == self.visual.shape[1]
 
+    def rows_in_front(self, states: torch.Tensor) -> torch.Tensor:
+        """The hidden states of a layer as [B, S, ...]."""
+        return states.movedim(0, 2) if self.streams_in_front else states
+
+    def as_in_model(self, states: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, S, ...] in the order of axes that the model has."""
+        return states.movedim(2, 0) if self.streams_in_front else states
+
     def undo(self) -> None:
         """Makes all layers of the cache tell their own lengths."""
         for restore in self.restore.values():
@@ -586,6 +595,9 @@ class Pruner:
             names = list(inspect.signature(block.forward).parameters)
             arguments = dict(zip(names, args, strict=False)) | kwargs
             if self.prefill:
+                self.streams_in_front = arguments["hidden_states"].shape[1:-1] == self.visual.shape
+            arguments["hidden_states"] = self.rows_in_front(arguments["hidden_states"])
+            if self.prefill:
                 self.entered_whole = self.is_whole(arguments["hidden_states"])
                 if (distance := arguments.get("relative_distance")) is not None:
                     arguments["relative_distance"] = distance[None, None]
@@ -596,6 +608,7 @@ class Pruner:
                     self.restore.pop(index)()
                 arguments = fit_mask(arguments, block, index, self.kept_in(index), self.length, self.past)
             self.seen = {"hidden": arguments["hidden_states"]}
+            arguments["hidden_states"] = self.as_in_model(arguments["hidden_states"])
             return tuple(arguments[name] for name in names[: len(args)]), {name: arguments[name] for name in kwargs}
 
         return hook
@@ -671,8 +684,10 @@ class Pruner:
             states, *others = output if isinstance(output, tuple) else (output,)
             if any(isinstance(other, torch.Tensor) and other.is_floating_point() for other in others):
                 raise NotImplementedError(f"{type(block).__name__} returns more than hidden states and places")
+            states = self.rows_in_front(states)
             whole = states.new_full((len(states), self.visual.shape[1], *states.shape[2:]), torch.nan)
             whole[torch.arange(len(states))[:, None], kept] = states
+            whole = self.as_in_model(whole)
             return (whole, *others) if isinstance(output, tuple) else whole
 
         return hook
@@ -867,14 +882,14 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def cache_lengths(cache: Any) -> list[int | None]:
     """The number of cached positions of each layer, None of layers that cache none."""
-    held = [getattr(layer, "keys", None) for layer in cache.layers]
+    held = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
     return [None if keys is None else keys.shape[-2] for keys in held]
 
 
 def cache_tensors(cache: Any) -> list[dict[str, torch.Tensor]]:
     """What each layer caches, by name: `..keys` and `values` [B, ..., length, D], and `.._states` of other shapes."""
     result = []
-    for layer in cache.layers:
+    for layer in getattr(cache, "layers", ()):
         tensors = {name: getattr(layer, name, None) for name in ("keys", "values", "indexer_keys", "idx_keys")}
         for name in ("conv_states", "recurrent_states"):
             tensors |= {f"{number} {name}": state for number, state in getattr(layer, name, {}).items()}
