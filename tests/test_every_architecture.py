@@ -38,6 +38,7 @@ SELECTORS = ("uniform", "fastv", "sharp")
 DECLINED = {
     "ernie4_5_vl_moe": "leaves no later layer to shorten",
     "glm5_next": "no compiled graph with a decoder read them",
+    "granite4_vision": "leaves no later layer to shorten",
     "hy_v4_vl": "does not return the embeddings as they are",
     "inkling2": "does not return the embeddings as they are",
     "inkling2_loop": "does not return the embeddings as they are",
@@ -45,12 +46,16 @@ DECLINED = {
     "qwen4_exp": "no compiled graph with a decoder read them",
 }
 # Visual features are injected by code that Dynamo runs eagerly, so only `sharp_compile.compile` can tell where.
-INJECT_EAGERLY = ("molmo2", "ovis2")
+INJECT_EAGERLY = ("granite4_vision", "molmo2", "ovis2", "phi4_multimodal")
 # Before transformers 5.5 nothing in a static cache says how many tokens it holds.
 STATIC_IS_DECLINED = "cumulative_length" not in inspect.getsource(transformers.cache_utils.StaticLayer)
 # These fail in transformers itself, without any compiler.
 FAILS_IN_TRANSFORMERS = {
-    (name, "static cache") for name in ("inkling2", "inkling2_loop", "inkling_mm_model", "kosmos-2")
+    (name, "static cache")
+    for name in (
+        *("inkling2", "inkling2_loop", "inkling_mm_model", "kosmos-2"),
+        "gemma4_unified",  # other logits than with a dynamic one: pictures don't see themselves whole
+    )
 }
 
 

@@ -15,6 +15,16 @@ from torch import nn
 from tests.architectures.base import Architecture, text_only, visual_mask
 from tests.architectures.captions import BLIP2, INSTRUCTBLIP, KOSMOS2, KOSMOS2_5
 from tests.architectures.codebooks import APERTUS1P5, CHAMELEON, EMU3
+from tests.architectures.further import (
+    DEEPSEEK_OCR2,
+    GEMMA3N,
+    GEMMA4_UNIFIED,
+    GRANITE4_VISION,
+    LLAMA4,
+    MISTRAL_LARGE4,
+    PHI4_MULTIMODAL,
+    STEP3P7,
+)
 from tests.architectures.gemma import GEMMA3, GEMMA4
 from tests.architectures.glm5_next import GLM5_NEXT
 from tests.architectures.grid import (
@@ -87,6 +97,7 @@ FURTHER: tuple[Architecture, ...] = (
     *(QWEN4_EXP, HY_V4_VL, MINICPM_OCR, MINICPMV4_7, INKLING2_LOOP, INKLING),
     *(COHERE2_VISION, LIGHTON_OCR, PALIGEMMA, FAST_VLM, DEEPSEEK_VL_HYBRID, JANUS, GRANITE_DOCLING),
     *(FUYU, CHAMELEON, EMU3, APERTUS1P5, INSTRUCTBLIP, BLIP2, KOSMOS2, KOSMOS2_5),
+    *(LLAMA4, MISTRAL_LARGE4, GRANITE4_VISION, GEMMA3N, STEP3P7, PHI4_MULTIMODAL, GEMMA4_UNIFIED, DEEPSEEK_OCR2),
 )
 ALL_ARCHITECTURES = ARCHITECTURES | {architecture.name: architecture for architecture in FURTHER}
 
