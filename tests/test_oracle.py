@@ -367,6 +367,7 @@ DECODES_OTHERWISE = {
     "inkling2_loop": "a padded row has other positions in generate than in forward, unpruned too",
     "inkling_mm_model": "a decoding step counts distances in the cache, without what was dropped",
     "qwen4_exp": "an indexer reads the rotary tables by places in the cache, without what was dropped",
+    "mistral_large4": "the scale of a query grows with its position, which `generate` counts without padding",
     "instructblipvideo": "its generate calls the language model past the model",
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "a decoding step counts padding among the positions, unpruned too"),
 }
