@@ -68,6 +68,8 @@ class SentinelSizes:
 
     def contents(self, size: int) -> DimContents:
         """Return what is in an axis of this size."""
+        if size == 0:  # of which every prime is a divisor
+            return DimContents(None, 0, False)
         batch = bool(self.batch and size % self.batch == 0)
         others = size // self.batch if self.batch and batch else size
         for prime in self.tokens:
@@ -109,7 +111,7 @@ class SentinelSizes:
                 for before, choices in found
                 for order in orders.get(size) or self._orders_within(size)
             ]
-            stride *= size
+            stride *= size or 1
         together: dict[Layout, set[tuple[int, Layout]]] = {}
         for layout, choices in found:
             together.setdefault(tuple(sorted(layout)), set()).update(choices)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -70,23 +69,26 @@ def _grouped(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     """
     from transformers.integrations.moe import grouped_mm_experts_forward
 
-    def gated(gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.act_fn(gate) * up
+    return grouped_mm_experts_forward(_AsGrouped(self), hidden_states, top_k_index, top_k_weights)
 
-    experts = SimpleNamespace(
-        num_experts=self.num_experts,
-        gate_up_proj=self.gate_up_proj,
-        down_proj=self.down_proj,
-        _apply_gate=getattr(self, "_apply_gate", gated),
-        has_gate=True,
-        has_bias=False,
-        has_post_expert_norm=False,
-        is_transposed=False,
-        is_concatenated=True,
-        _is_expert_parallel=False,
-    )
-    return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+
+class _AsGrouped:
+    """What ``grouped_mm`` of transformers wants to know of experts."""
+
+    has_gate, is_concatenated = True, True
+    has_bias = has_post_expert_norm = is_transposed = _is_expert_parallel = False
+
+    def __init__(self, experts: Any) -> None:
+        self.experts = experts
+        self.num_experts = experts.num_experts
+        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+
+    def _apply_gate(self, gate_up: Tensor) -> Tensor:
+        if hasattr(self.experts, "_apply_gate"):
+            gated: Tensor = self.experts._apply_gate(gate_up)
+            return gated
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.experts.act_fn(gate) * up
 
 
 class _SmallConfig:

@@ -158,6 +158,11 @@ def test_tokens_and_their_copies_that_change_places_are_declined(after):
         rewrites(after)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_channels_are_no_tokens(rows):
+    assert rewrites(lambda h: h[..., :0].view(rows, 1, 48, 0), shape=(rows, 48, 32)) == [Length()]
+
+
 def test_rows_that_are_repeated_are_declined():
     with pytest.raises(CannotPrune, match="repeats more than tokens"):
         rewrites(lambda h: h.repeat(2, 1, 1), shape=(2, 48, 32))
