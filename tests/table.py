@@ -20,7 +20,16 @@ What became of each architecture of transformers in the tests: tiny models with 
 "padded" (two rows, one of them padded on the left) mean that the pruned model gave the logits, tokens and caches of the
 eager model that is pruned by hand with hooks, to 1e-4, or that the declined one gave those of the unpruned model.
 `forward` is called through `torch.compile(model, backend="sharp")`, `generate` after `sharp_compile.compile(model)`; so
-is `forward` of Molmo2 and Ovis2, which inject their features in code that Dynamo runs eagerly.
+is `forward` of Granite 4 Vision, Molmo2, Ovis2 and Phi-4-multimodal, which inject their features in code that Dynamo
+runs eagerly.
+
+Left out are models of images or videos that have no visual token in the sequence of a causal decoder. Blip, Idefics,
+Mllama, PP-FormulaNet, UDOP, `VisionEncoderDecoderModel` read features by cross-attention, Pix2Struct as embeddings that
+are no prompt's: a warning says that there is nothing to prune. Florence-2 and T5Gemma 2 have them in an encoder: in
+`generate` that runs by itself, and a warning says so; `forward` of Florence-2 is pruned, and that of T5Gemma 2 is an
+error, since its decoder would count copies. The caches of Unlimited-OCR keep tokens in a way of their own, which is
+declined. PI0 is declined in `forward`, and its `sample_actions` never reaches the compiled call. DiffusionGemma was not
+run.
 
 This page is written by `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md`;
 without `--table` the same tests compare what comes out with it.

@@ -338,6 +338,13 @@ def index(call: OpCall) -> None:
         raise UnsupportedOp(f"{call.func} puts another number of values than it has places")
 
 
+@register_op_rule(aten.index_fill, aten.index_fill_, mixes_tokens=False)
+def index_fill(call: OpCall) -> None:
+    """One number, at places in an axis other than that of the tokens."""
+    if call.is_token_axis(call.args["self"], call.args["dim"]):
+        raise PositionalOp(f"{call.func} writes at places among the tokens")
+
+
 @register_op_rule(aten.index_put_, mixes_tokens=False)
 def write_at(call: OpCall) -> None:
     """One number, at places in an axis other than that of the tokens."""

@@ -19,7 +19,7 @@ from .. import patches
 DEFAULT = -1
 """The region of all that has none of its own."""
 
-_ENTER = "set_eval_frame_isolate_recompiles_id"
+_ENTER, _CURRENT = "set_eval_frame_isolate_recompiles_id", "get_eval_frame_isolate_recompiles_id"
 
 # The settings that were compiled with, and the region of each.
 _regions: list[tuple[Any, int]] = []
@@ -40,19 +40,32 @@ def keep_apart(context: OptimizeContext) -> None:
 def keep_in_threads() -> None:
     """Have a region last for as long as any thread is in it.
 
-    Torch has one region for the process (2.13): the thread that leaves a compiled function takes the region from all
+    Torch has one region for the process (2.13 and 2.14; later one for each thread): the thread that leaves a compiled function takes the region from all
     others, which are in the middle of one, and compile what they had compiled already. In a region of another thread
     what was compiled outside of all regions is found too.
     """
-    if hasattr(eval_frame, _ENTER):
+    if hasattr(eval_frame, _ENTER) and _threads_share_one():
         patches.replace(
             eval_frame,
             _ENTER,
             _entering,
-            versions="torch 2.13 on",
+            versions="torch 2.13 and 2.14",
             why="a thread that leaves a compiled function takes the region of all others, which compile again",
             acts="compiled functions of several threads",
         )
+
+
+def _threads_share_one() -> bool:
+    """Return whether a thread is in the region that another one entered."""
+    enter, current = getattr(eval_frame, _ENTER), getattr(eval_frame, _CURRENT)
+    prior = current()
+    thread = threading.Thread(target=enter, args=(prior + 1,))
+    thread.start()
+    thread.join()
+    if current() == prior:
+        return False
+    enter(prior)
+    return True
 
 
 def _entering(original: Callable[[int], int]) -> Callable[[int], int]:

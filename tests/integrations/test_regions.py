@@ -47,6 +47,10 @@ def test_who_leaves_takes_the_region_of_no_other_thread():
     assert len(compiled) == 1
 
 
+@pytest.mark.skipif(
+    not hasattr(getattr(eval_frame, "set_eval_frame_isolate_recompiles_id", None), "__wrapped__"),
+    reason="each thread has a region of its own in this torch",
+)
 def test_the_region_of_another_thread_is_given_back():
     enter, current = eval_frame.set_eval_frame_isolate_recompiles_id, eval_frame.get_eval_frame_isolate_recompiles_id
     entered, may_leave = threading.Event(), threading.Event()
