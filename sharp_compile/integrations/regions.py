@@ -40,9 +40,9 @@ def keep_apart(context: OptimizeContext) -> None:
 def keep_in_threads() -> None:
     """Have a region last for as long as any thread is in it.
 
-    Torch has one region for the process (2.13 and 2.14; later one for each thread): the thread that leaves a compiled function takes the region from all
-    others, which are in the middle of one, and compile what they had compiled already. In a region of another thread
-    what was compiled outside of all regions is found too.
+    Torch 2.13 and 2.14 have one region for the process: the thread that leaves a compiled function takes the region
+    from all others, which are in the middle of one, and compile what they had compiled already. In a region of another
+    thread what was compiled outside of all regions is found too. Later ones have one for each thread.
     """
     if hasattr(eval_frame, _ENTER) and _threads_share_one():
         patches.replace(

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from sharp_compile.passes.analysis.attention import find_attention
 from sharp_compile.passes.analysis.cut_sites import find_cut_sites
 from sharp_compile.passes.analysis.decoder import find_decoder
@@ -76,6 +77,9 @@ def test_whole_slices():
     assert_golden("whole_slices", before=before, after=module.graph)
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) >= Version("2.14"), reason="its vmap has other operators than those of the listing"
+)
 def test_flex_to_sdpa():
     blocks = create_block_mask(lambda b, h, q, k: q >= k, None, None, S, S, "cpu")
     module = dynamo_graph(

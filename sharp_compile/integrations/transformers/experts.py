@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import patches
 from ..tracing import traces_for_sharp
@@ -69,7 +69,8 @@ def _grouped(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     """
     from transformers.integrations.moe import grouped_mm_experts_forward
 
-    return grouped_mm_experts_forward(_AsGrouped(self), hidden_states, top_k_index, top_k_weights)
+    as_grouped: Any = _AsGrouped(self)
+    return grouped_mm_experts_forward(as_grouped, hidden_states, top_k_index, top_k_weights)
 
 
 class _AsGrouped:
@@ -104,8 +105,7 @@ def _is_what_grouped_mm_computes(module_class: type) -> bool:
     """Return whether experts of a class give what ``_grouped`` does: seen on a small example."""
     generator = torch.Generator().manual_seed(0)
     try:
-        experts = module_class(_SmallConfig())
-        assert isinstance(experts, nn.Module)
+        experts: Any = module_class(_SmallConfig())
         with torch.no_grad():
             for weights in experts.parameters():
                 weights.copy_(torch.randn(weights.shape, generator=generator))

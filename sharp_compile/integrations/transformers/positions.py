@@ -159,7 +159,7 @@ def _counting_what_was_seen(get_seq_length: Callable[..., Any]) -> Callable[...,
         if not is_tracked(self) or layer_idx >= len(self.layers):
             return length
         # Asked of layer 0, a cache whose first layers are recurrent answers for the first that has keys.
-        layer = next(each for each in self.layers[layer_idx:] if isinstance(each, CacheLayerMixin))
+        layer: Any = next(each for each in self.layers[layer_idx:] if isinstance(each, CacheLayerMixin))
         # A layer with a window counts what was seen apart from what it holds.
         return length if layer.is_sliding else length + dropped_in(layer)
 
