@@ -26,7 +26,7 @@ from ..observability import artifact, phase
 from ..options import Config, Cut
 from ..selector_registry import find_rule
 from .analysis.attention import Attention, as_rewritten
-from .analysis.best_keys import all_keys
+from .analysis.best_keys import all_keys, check_chosen_after_cut
 from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
 from .analysis.frames import emit_frames, find_frames
@@ -188,7 +188,9 @@ def plan(context: PassContext, may_hoist: bool) -> None:
     else:
         context.plans = probe(graph, embeddings, context.cuts, context.slack.padded_lengths, tail=tail)
     artifact("plan", lambda: str(context.plans))
-    check_kinds_known(graph, [node for node, plan in context.plans.items() if plan.stage])
+    after_cut = {node for node, plan in context.plans.items() if plan.stage}
+    check_kinds_known(graph, after_cut)
+    check_chosen_after_cut(graph, after_cut)
     context.returned_lengths = _returned_lengths(context)
     context.least = least_tokens(context.plans)
     length = _length_left(context)

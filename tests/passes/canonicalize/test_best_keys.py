@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from sharp_compile.passes.analysis.best_keys import all_keys, mark_best
+from sharp_compile.passes.analysis.attention import find_attention
+from sharp_compile.passes.analysis.best_keys import all_keys, check_chosen_after_cut, mark_best
 from sharp_compile.passes.canonicalize.best_keys import write_best_keys
+from sharp_compile.passes.errors import CannotPrune
 
 from tests.graphs import Recorder
 
@@ -55,6 +57,19 @@ def test_the_mask_of_all_keys_is_found():
     assert plain is not combined
     assert all_keys(plain) is plain
     assert calls(module)[0] not in plain.all_input_nodes
+
+
+def test_a_choice_among_all_tokens_is_not_taken_over_after_a_cut():
+    def model(scores, mask, query):
+        return torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=attended(scores, mask))
+
+    graph = graph_of(model, *scores_and_mask(12), torch.randn(2, 1, 12, 8)).graph
+    (choice,) = graph.find_nodes(op="call_function", target=mark_best)
+    (attention,) = find_attention(graph)
+    check_chosen_after_cut(graph, {attention.key, choice})
+    check_chosen_after_cut(graph, set())
+    with pytest.raises(CannotPrune, match="takes over the best keys"):
+        check_chosen_after_cut(graph, {attention.key})
 
 
 def lowest(scores):
