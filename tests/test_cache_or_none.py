@@ -51,7 +51,7 @@ def cases():
     for name in ALL_ARCHITECTURES:
         windows = WINDOWS if name in WINDOWED else ("short",)
         ids[name] = [(name, *case) for case in product(ROWS, windows, SELECTORS)]
-    quick = some_of(ids, 1 / 32) | {ALWAYS}
+    quick = some_of(ids, 1 / 64) | {ALWAYS}
     for case in chain.from_iterable(ids.values()):
         yield pytest.param(*case, marks=[] if case in quick else [pytest.mark.slow], id="-".join(case))
 
