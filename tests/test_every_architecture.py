@@ -40,12 +40,12 @@ DECLINED = {
     "ernie4_5_vl_moe": "leaves no later layer to shorten",
     "glm5_next": NO_DECODER,
     "granite4_vision": "leaves no later layer to shorten",
-    "hy_v4_vl": NO_DECODER,
     "inkling2": NO_DECODER,
     "inkling2_loop": NO_DECODER,
     "inkling_mm_model": "can't be proven right with fewer tokens",
     "qwen4_exp": NO_DECODER,
-    # Its keys are made of all slots of the cache, which a rule that reads attention can't take apart.
+    # Their keys are made of all slots of the cache, which a rule that reads attention can't take apart.
+    ("hy_v4_vl", "static cache", "padded"): r"preallocated \(static\) one",
     ("mistral_large4", "static cache", "padded"): r"preallocated \(static\) one",
 }
 # Visual features are injected by code that Dynamo runs eagerly, so only `sharp_compile.compile` can tell where.

@@ -18,13 +18,13 @@ from torch.fx import Graph, Node
 
 from ..errors import UnsupportedOp
 from ..fx.nodes import ancestors, arguments, example_tensor
+from .sinks import SOFTMAX, find_sinks, is_over_last
 
 if TYPE_CHECKING:
     from ..token_dim.sentinels import SentinelSizes
 
 _SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MATMUL = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm"}
-_SOFTMAX = {torch.softmax, F.softmax, "softmax"}
 _ADD = {torch.add, operator.add, operator.iadd, "add", "add_"}
 _MUL = {torch.mul, operator.mul, operator.imul, "mul", "mul_"}
 _DIV = {torch.div, torch.true_divide, operator.truediv, "div"}
@@ -41,7 +41,9 @@ class Attention:
     (after rotary embedding, key and value heads repeated or not). ``mask`` is boolean (True: may be seen)
     or additive, broadcastable to ``[B, H, Sq, Sk]``. ``scale`` multiplies the product; None stands for
     ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
-    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask.
+    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask. ``sinks`` are one more
+    logit of each query, ``[1 or B, 1 or H, 1, 1]``, which takes a share of the attention and gives nothing; None
+    without.
     """
 
     query: Node
@@ -51,6 +53,7 @@ class Attention:
     output: Node
     causal: bool
     masked: Node | None
+    sinks: Node | None = None
 
 
 class AttentionOp:
@@ -202,24 +205,26 @@ class _Flex(AttentionOp):
 
 
 class _Eager(AttentionOp):
-    """The chain ``matmul -> scale -> add mask -> softmax -> matmul``, found by its softmax."""
+    """The chain ``matmul -> scale -> add mask -> softmax -> matmul``, found by its softmax, which may have sinks."""
 
     def match(self, node: Node) -> Attention | None:
-        if node.target not in _SOFTMAX or (scores := example_tensor(node.args[0])) is None or scores.ndim < 3:
+        with_sinks = find_sinks(node)
+        if with_sinks is None and (node.target not in SOFTMAX or not is_over_last(node)):
             return None
-        rank = scores.ndim
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        product, mask, scale, masked = _scores(node.args[0])
+        scores, sinks = (node.args[0], None) if with_sinks is None else (with_sinks.scores, with_sinks.sinks)
+        value = example_tensor(scores)
+        product, mask, scale, masked = _scores(scores)
         output = _value_product(node)
-        if dim not in (-1, rank - 1) or product is None or output is None:
+        if value is None or value.ndim < 3 or product is None or output is None:
             return None
+        rank = value.ndim
         query, transposed = arguments(product)
         if not isinstance(transposed, Node) or transposed.target not in _TRANSPOSE:
             return None
         key, *swapped = arguments(transposed)
         if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
             return None
-        return Attention(query, key, mask, scale, output, causal=False, masked=masked)
+        return Attention(query, key, mask, scale, output, causal=False, masked=masked, sinks=sinks)
 
 
 for _form in (_Fused(), _Flex(), _Eager()):
