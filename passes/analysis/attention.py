@@ -120,6 +120,19 @@ def find_attention_op(node: Node) -> AttentionOp | None:
     return next((form for form in _FORMS if node.op == "call_function" and node.target in form.targets), None)
 
 
+def where_unknown(node: Node) -> Node | None:
+    """Return what makes a softmax none of a known form of attention: where its scores cease to be known, or itself.
+
+    None where ``node`` is no softmax, or that of an attention.
+    """
+    if node.target not in SOFTMAX or any(_match(each) is not None for each in (node, *node.users)):
+        return None
+    if not node.args:
+        return node
+    end = _scores(node.args[0])[0]
+    return node if end is None or _is_product(end) else end
+
+
 def as_sdpa(node: Node) -> dict[str, Any] | None:
     """Return the arguments of the fused attention that gives what a node does; None where there is none."""
     form = find_attention_op(node)
@@ -215,7 +228,7 @@ class _Eager(AttentionOp):
         value = example_tensor(scores)
         product, mask, scale, masked = _scores(scores)
         output = _value_product(node)
-        if value is None or value.ndim < 3 or product is None or output is None:
+        if value is None or value.ndim < 3 or output is None or product is None or not _is_product(product):
             return None
         rank = value.ndim
         query, transposed = arguments(product)
@@ -232,13 +245,11 @@ for _form in (_Fused(), _Flex(), _Eager()):
 
 
 def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:
-    """Walk from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
+    """Walk from a softmax back to ``query @ key^T``: the product (else where it ends), mask, scale, mask's reader."""
     mask: Node | None = None
     masked: Node | None = None
     scale: float | Node | None = None
-    while isinstance(node, Node):
-        if node.target in _MATMUL:
-            return node, mask, 1.0 if scale is None else scale, masked
+    while isinstance(node, Node) and not _is_product(node):
         if node.target in _THROUGH:
             node = node.args[0]
         elif node.target in _ADD and example_tensor(node.args[1]) is not None and mask is None and scale is None:
@@ -257,7 +268,11 @@ def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | N
             node, scale = arguments(node)
         else:
             break
-    return None, None, 1.0, None
+    return node if isinstance(node, Node) else None, mask, 1.0 if scale is None else scale, masked
+
+
+def _is_product(node: Node | None) -> bool:
+    return node is not None and node.target in _MATMUL
 
 
 def _value_product(node: Node) -> Node | None:

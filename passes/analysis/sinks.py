@@ -71,7 +71,7 @@ def find_sinks(node: Node) -> SinkSoftmax | None:
         return None
     unshifted = _unshifted(softmax.args[0])
     joined = unshifted or softmax.args[0]
-    if joined.target not in _CAT or len(arguments(joined)[0]) != 2 or not is_over_last(joined):
+    if joined.target not in _CAT or not is_over_last(joined) or len(arguments(joined)[0]) != 2:
         return None
     scores, sinks = arguments(joined)[0]
     if not _is_single(sinks, axes=1):
@@ -85,9 +85,9 @@ def find_sinks(node: Node) -> SinkSoftmax | None:
 
 
 def is_over_last(node: Node) -> bool:
-    """Return whether the axis that an operator on one tensor, or on a list, works along is the last of its result."""
+    """Return whether an operator works along the last axis of its result; what it works on is its first argument."""
     value = example_tensor(node)
-    return value is not None and _axis(node) in (-1, value.ndim - 1)
+    return value is not None and len(node.args) > 0 and _axis(node) in (-1, value.ndim - 1)
 
 
 def _axis(node: Node) -> Any:
@@ -104,7 +104,7 @@ def _drops_last(node: Node) -> bool:
     """Return whether a node takes all of a tensor but the last of its last axis."""
     value = example_tensor(node)
     index = node.args[1] if node.target is operator.getitem else None
-    if value is None or not isinstance(index, tuple) or index[-1] != slice(None, -1):
+    if value is None or not isinstance(index, tuple) or index[-1:] != (slice(None, -1),):
         return False
     return index[:-1] in ((Ellipsis,), (slice(None),) * (value.ndim - 1))
 
@@ -118,7 +118,7 @@ def _unshifted(node: Node) -> Node | None:
         return None
     is_first = highest.target is operator.getitem and highest.args[1] == 0
     reduced, known = (arguments(highest)[0], _MAX) if is_first else (highest, _AMAX)
-    if reduced.target not in known or reduced.args[0] is not logits:
+    if reduced.target not in known or reduced.args[:1] != (logits,):
         return None
     value, of_highest = example_tensor(logits), example_tensor(highest)
     if value is None or of_highest is None or _axis(reduced) not in (-1, value.ndim - 1):

@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sharp_compile.passes.analysis.attention import find_attention
 from sharp_compile.passes.analysis.sinks import softmax_with_sinks
 from sharp_compile.passes.canonicalize.sinks import write_sinks
+from torch import nn
 
+import sharp_compile
+from sharp_compile.report import latest_kept
 from tests.graphs import dynamo_graph
 from tests.passes.analysis.test_sinks import MASK, SINKS, K, Q, in_front, plain, shifted, shifted_by_amax
+from tests.toy import Layer, Toy, toy_inputs
 
 
 def graph_of(function, *inputs):
@@ -69,3 +74,56 @@ def test_what_reads_the_share_of_the_sinks_keeps_it():
 
 def test_sinks_in_front_stay_as_they_are():
     assert not calls(graph_of(in_front, Q, K, MASK, SINKS))
+
+
+class WithSinks(Layer):
+    """Attends as transformers does where heads have sinks."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes, eager=False)
+        self.sinks = nn.Parameter(torch.arange(self.heads) - 1.0)
+
+    def of_heads(self):
+        return self.sinks
+
+    def attend(self, q, k, v, mask):
+        k, v = (each.repeat_interleave(self.heads // self.kv_heads, 1) for each in (k, v))
+        logits = torch.matmul(q, k.transpose(2, 3)) * self.head_dim**-0.5 + mask
+        sinks = self.of_heads().reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)
+        logits = torch.cat([logits, sinks], dim=-1)
+        logits = logits - logits.max(dim=-1, keepdim=True).values
+        weights = F.softmax(logits, dim=-1, dtype=logits.dtype)[..., :-1]
+        return torch.matmul(weights, v)
+
+
+def toy_with_sinks():
+    model = Toy(eager=True)
+    model.layers = nn.ModuleList(WithSinks(16, 4, 2, 8) for _ in range(4))
+    return model
+
+
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("selector", ["uniform", "fastv", "sparsevlm", "visiondrop"])
+def test_a_decoder_is_pruned_as_it_prunes_itself(selector, dynamic, inner):
+    model = toy_with_sinks()
+    options = {"retention": 0.25, "selector": selector, "inner": inner, "on_skip": "raise"}
+    fast = torch.compile(model, backend="sharp", options=options, dynamic=dynamic)
+    # As many tokens as channels, and as a head has channels and heads.
+    for sizes in ({}, {"visual": 10, "rows": 2, "pad": [0, 3]}, {"visual": 26}):
+        inputs = toy_inputs(**sizes)
+        logits, keys = fast(**inputs)
+        expected, own_keys = model.forward(**inputs, cut={1: latest_kept()})
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(keys, own_keys, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradients_are_those_of_the_model():
+    model, inputs = toy_with_sinks(), toy_inputs()
+    options = {"retention": 0.25, "inner": "aot_eager", "on_skip": "raise"}
+    torch.compile(model, backend="sharp", options=options)(**inputs)[0].sum().backward()
+    (report,) = sharp_compile.reports()
+    actual = [layer.sinks.grad.clone() for layer in model.layers]
+    model.zero_grad()
+    model.forward(**inputs, cut={report.layer: report.kept})[0].sum().backward()
+    torch.testing.assert_close(actual, [layer.sinks.grad for layer in model.layers], atol=1e-5, rtol=1e-4)
