@@ -6,12 +6,20 @@ import torch
 from torch import Tensor
 
 from .attention_column_sums import attention_column_sums
+from .sinks import sinks_as_key
 
 _CHUNK = 64
 
 
 @torch.library.custom_op("sharp_compile::received_from_all", mutates_args=())
-def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def received_from_all(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Return column sums of a layer's attention probabilities, weighted by row, mean over heads.
 
     As many products as half of the layer's attention. One operator that takes the rows in chunks, as many as
@@ -24,6 +32,8 @@ def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor |
         weight: ``[B, S]`` float32, what each row counts.
         mask: boolean (True: may be seen) or additive, broadcastable to ``[B, H, S, S]``; None for causal attention.
         scale: multiplies the products; None for ``D ** -0.5``.
+        sinks: one more logit of each query, which takes a share and gives nothing, ``[1 or B, 1 or H, 1, 1]``; None
+            without.
 
     Returns:
         ``[B, S]`` float32.
@@ -36,10 +46,19 @@ def received_from_all(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor |
             visible = (position <= position[rows, None])[None, None]
         else:
             visible = mask if mask.shape[-2] == 1 else mask[..., rows, :]
-        received += attention_column_sums(query[:, :, rows], key, weight[:, rows], visible, scale)
+        keys, seen = (key, visible) if sinks is None else sinks_as_key(key, visible, sinks)
+        given = attention_column_sums(query[:, :, rows], keys, weight[:, rows], seen, scale)
+        received += given[:, : key.shape[2]]
     return received
 
 
 @received_from_all.register_fake
-def _(query: Tensor, key: Tensor, weight: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def _(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     return torch.empty_like(weight)

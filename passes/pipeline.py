@@ -40,6 +40,7 @@ from .analysis.tensor_parallel import find_tensor_parallel
 from .canonicalize.best_keys import write_best_keys
 from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
+from .canonicalize.sinks import write_sinks
 from .canonicalize.static_cache import find_slack
 from .canonicalize.whole_slices import write_whole_slices
 from .context import PassContext, PruneResult
@@ -133,6 +134,7 @@ def canonicalize(context: PassContext) -> None:
     make_functional(context.graph, embeddings)
     write_whole_slices(context.graph)
     write_best_keys(context.graph)
+    write_sinks(context.graph)
     context.slack = find_slack(context.emit, embeddings)
     context.flex = lower_flex_to_sdpa(context.emit, embeddings)
 

@@ -35,17 +35,17 @@ ROWS = {"one row": {}, "padded": {"batch": 2, "pad": [0, 3]}}
 SELECTORS = ("uniform", "fastv", "sharp")
 
 # What is declined, with a part of the reason.
-NO_DECODER = "does not return the embeddings as they are|no compiled graph with a decoder read them"
+NO_DECODER = "no compiled graph with a decoder read them.*; Dynamo broke the code that followed, last in"
 DECLINED = {
     "ernie4_5_vl_moe": "leaves no later layer to shorten",
     "glm5_next": NO_DECODER,
     "granite4_vision": "leaves no later layer to shorten",
-    "hy_v4_vl": NO_DECODER,
-    "inkling2": NO_DECODER,
-    "inkling2_loop": NO_DECODER,
+    "inkling2": "a softmax in a form that is not known, at cat",
+    "inkling2_loop": "a softmax in a form that is not known, at cat",
     "inkling_mm_model": "can't be proven right with fewer tokens",
     "qwen4_exp": NO_DECODER,
-    # Its keys are made of all slots of the cache, which a rule that reads attention can't take apart.
+    # Their keys are made of all slots of the cache, which a rule that reads attention can't take apart.
+    ("hy_v4_vl", "static cache", "padded"): r"preallocated \(static\) one",
     ("mistral_large4", "static cache", "padded"): r"preallocated \(static\) one",
 }
 # Visual features are injected by code that Dynamo runs eagerly, so only `sharp_compile.compile` can tell where.
@@ -96,8 +96,10 @@ def test_pruned_or_declined(name, call, rows, selector, record_property, pytestc
         assert not pruned
         expected = run_model(model, inputs)
         reasons = [str(warning.message) for warning in told if "runs a graph unpruned" in str(warning.message)]
-        assert any(re.search(declined, reason) for reason in reasons), reasons
-        outcome = (name, call, rows, "", min(reasons, key=len))
+        # Other graphs of the call may be declined as well.
+        found = [reason for reason in reasons if re.search(declined, reason)]
+        assert found, reasons
+        outcome = (name, call, rows, "", min(found, key=len))
     else:
         (report,) = pruned
         if selector == "sharp":

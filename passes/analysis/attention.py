@@ -18,13 +18,13 @@ from torch.fx import Graph, Node
 
 from ..errors import UnsupportedOp
 from ..fx.nodes import ancestors, arguments, example_tensor
+from .sinks import SOFTMAX, find_sinks, is_over_last
 
 if TYPE_CHECKING:
     from ..token_dim.sentinels import SentinelSizes
 
 _SDPA_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MATMUL = {torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm"}
-_SOFTMAX = {torch.softmax, F.softmax, "softmax"}
 _ADD = {torch.add, operator.add, operator.iadd, "add", "add_"}
 _MUL = {torch.mul, operator.mul, operator.imul, "mul", "mul_"}
 _DIV = {torch.div, torch.true_divide, operator.truediv, "div"}
@@ -41,7 +41,9 @@ class Attention:
     (after rotary embedding, key and value heads repeated or not). ``mask`` is boolean (True: may be seen)
     or additive, broadcastable to ``[B, H, Sq, Sk]``. ``scale`` multiplies the product; None stands for
     ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
-    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask.
+    by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask. ``sinks`` are one more
+    logit of each query, ``[1 or B, 1 or H, 1, 1]``, which takes a share of the attention and gives nothing; None
+    without.
     """
 
     query: Node
@@ -51,6 +53,7 @@ class Attention:
     output: Node
     causal: bool
     masked: Node | None
+    sinks: Node | None = None
 
 
 class AttentionOp:
@@ -115,6 +118,19 @@ def attend_to(graph: Graph, nodes: Collection[Node]) -> list[Node]:
 def find_attention_op(node: Node) -> AttentionOp | None:
     """Return the form of which a node is the whole attention; None where it is of none."""
     return next((form for form in _FORMS if node.op == "call_function" and node.target in form.targets), None)
+
+
+def where_unknown(node: Node) -> Node | None:
+    """Return what makes a softmax none of a known form of attention: where its scores cease to be known, or itself.
+
+    None where ``node`` is no softmax, or that of an attention.
+    """
+    if node.target not in SOFTMAX or any(_match(each) is not None for each in (node, *node.users)):
+        return None
+    if not node.args:
+        return node
+    end = _scores(node.args[0])[0]
+    return node if end is None or _is_product(end) else end
 
 
 def as_sdpa(node: Node) -> dict[str, Any] | None:
@@ -202,24 +218,26 @@ class _Flex(AttentionOp):
 
 
 class _Eager(AttentionOp):
-    """The chain ``matmul -> scale -> add mask -> softmax -> matmul``, found by its softmax."""
+    """The chain ``matmul -> scale -> add mask -> softmax -> matmul``, found by its softmax, which may have sinks."""
 
     def match(self, node: Node) -> Attention | None:
-        if node.target not in _SOFTMAX or (scores := example_tensor(node.args[0])) is None or scores.ndim < 3:
+        with_sinks = find_sinks(node)
+        if with_sinks is None and (node.target not in SOFTMAX or not is_over_last(node)):
             return None
-        rank = scores.ndim
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        product, mask, scale, masked = _scores(node.args[0])
+        scores, sinks = (node.args[0], None) if with_sinks is None else (with_sinks.scores, with_sinks.sinks)
+        value = example_tensor(scores)
+        product, mask, scale, masked = _scores(scores)
         output = _value_product(node)
-        if dim not in (-1, rank - 1) or product is None or output is None:
+        if value is None or value.ndim < 3 or output is None or product is None or not _is_product(product):
             return None
+        rank = value.ndim
         query, transposed = arguments(product)
         if not isinstance(transposed, Node) or transposed.target not in _TRANSPOSE:
             return None
         key, *swapped = arguments(transposed)
         if {d % rank for d in swapped if isinstance(d, int)} != {rank - 2, rank - 1}:
             return None
-        return Attention(query, key, mask, scale, output, causal=False, masked=masked)
+        return Attention(query, key, mask, scale, output, causal=False, masked=masked, sinks=sinks)
 
 
 for _form in (_Fused(), _Flex(), _Eager()):
@@ -227,13 +245,11 @@ for _form in (_Fused(), _Flex(), _Eager()):
 
 
 def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | None]:
-    """Walk from a softmax back to ``query @ key^T``: the product (None if unknown), mask, scale, mask's reader."""
+    """Walk from a softmax back to ``query @ key^T``: the product (else where it ends), mask, scale, mask's reader."""
     mask: Node | None = None
     masked: Node | None = None
     scale: float | Node | None = None
-    while isinstance(node, Node):
-        if node.target in _MATMUL:
-            return node, mask, 1.0 if scale is None else scale, masked
+    while isinstance(node, Node) and not _is_product(node):
         if node.target in _THROUGH:
             node = node.args[0]
         elif node.target in _ADD and example_tensor(node.args[1]) is not None and mask is None and scale is None:
@@ -252,7 +268,11 @@ def _scores(node: Any) -> tuple[Node | None, Node | None, float | Node, Node | N
             node, scale = arguments(node)
         else:
             break
-    return None, None, 1.0, None
+    return node if isinstance(node, Node) else None, mask, 1.0 if scale is None else scale, masked
+
+
+def _is_product(node: Node | None) -> bool:
+    return node is not None and node.target in _MATMUL
 
 
 def _value_product(node: Node) -> Node | None:

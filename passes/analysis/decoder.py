@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 from ..errors import CannotPrune
 from ..fx.nodes import example_tensor, example_value, format_node, is_hidden_states
 from ..fx.sizes import expression
-from .attention import Attention, find_attention
+from .attention import Attention, find_attention, where_unknown
 from .dataflow import build_dataflow, dominator_chain
 
 # The place of a module in a list of modules, in its path.
@@ -99,8 +99,9 @@ def holds_decoder(graph: Graph) -> bool:
 def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
     """Raise ``CannotPrune`` for attentions that are there and not seen.
 
-    Queries, keys and values go into an operator of its own, such as FlashAttention; scores are an ``einsum``; or the
-    layers are graphs inside of this one, which are computed again in the backward pass.
+    Queries, keys and values go into an operator of its own, such as FlashAttention; scores are an ``einsum``, or hold
+    more than products, a scale and a mask; or the layers are graphs inside of this one, which are computed again in the
+    backward pass.
     """
     for node in dataflow:
         if node.target is torch.ops.higher_order.tag_activation_checkpoint:
@@ -112,6 +113,12 @@ def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
             raise CannotPrune(
                 f"the decoder attends by {format_node(node)}, which is not known; load the model with "
                 'attn_implementation="sdpa", or multiply by torch.matmul'
+            )
+        unknown = where_unknown(node)
+        if unknown is not None and _is_square(node, length):
+            raise CannotPrune(
+                f"the decoder attends by a softmax in a form that is not known, at {format_node(unknown)}: known are "
+                "products of queries and keys that are scaled, with one mask added, and sinks that all queries share"
             )
         name = str(node.target)
         values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
@@ -129,7 +136,11 @@ def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
 
 def _is_square(scores: Node, length: sympy.Expr) -> bool:
     value = example_tensor(scores)
-    return value is not None and value.ndim >= 3 and [*map(expression, value.shape[-2:])] == [length, length]
+    if value is None or value.ndim < 3:
+        return False
+    rows, columns = map(expression, value.shape[-2:])
+    # One more column is that of sinks.
+    return rows == length and columns - length in (0, 1)
 
 
 def _length(query: Node) -> sympy.Expr | None:

@@ -71,9 +71,9 @@ class TensorParallelInfo:
         if not (query or key):
             return False
         mask = example_tensor(attention.mask)
-        others = [attention.mask, attention.scale, *_inputs(rope)]
+        others = [attention.mask, attention.scale, attention.sinks, *_inputs(rope)]
         if any(node in self.own for node in others) or (mask is not None and expression(mask.shape[1]) != 1):
-            raise CannotPrune(f"the ranks share the heads of layer {layer}, and its mask or positions as well")
+            raise CannotPrune(f"the ranks share the heads of layer {layer}, and its mask, positions or sinks as well")
         if not query or not all(map(self._makes_features, query | key)):
             raise CannotPrune(
                 f"queries or keys of layer {layer} differ between the ranks, but not as those of heads that are shared "

@@ -210,14 +210,15 @@ def _layer_state(
 
     Returns:
         A function that rotates keys, given the nodes that are the last result; the query, the keys, those before their
-        rotation, the mask, the scale and the number of heads, all None without attention; and these nodes.
+        rotation, the mask, the scale, the number of heads and the sinks, all None without attention; and these nodes.
     """
     if attention is None or rope is None:
-        return lambda keys: keys, [None] * 7, []
+        return lambda keys: keys, [None] * 8, []
     rotate, inputs = rope_module(rope)
     pre_rope = [rope.pre_rope, rope.is_bshd]
     heads = example_value(attention.query).shape[1]
-    return rotate, [attention.query, attention.key, *pre_rope, attention.mask, attention.scale, heads], inputs
+    others = [attention.mask, attention.scale, heads, attention.sinks]
+    return rotate, [attention.query, attention.key, *pre_rope, *others], inputs
 
 
 def _context(
@@ -231,7 +232,7 @@ def _context(
 ) -> Context:
     """Return the context of a layer's tensors: kinds of its tokens, and those of ``_layer_state``."""
     is_visual, is_padding, frame = kinds
-    query, key, pre_rope, is_bshd, mask, scale, heads = state
+    query, key, pre_rope, is_bshd, mask, scale, heads, sinks = state
     if is_bshd:
         pre_rope = pre_rope.transpose(1, 2)
     if mask is not None:
@@ -252,6 +253,7 @@ def _context(
         budget,
         layer,
         rotate=rotate,
+        sinks=sinks,
     )
 
 

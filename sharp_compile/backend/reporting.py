@@ -14,6 +14,7 @@ from torch._dynamo.exc import (
     UserError,
     exceptions_allowed_to_be_fallback,
 )
+from torch._dynamo.utils import graph_break_reasons
 from torch.fx import GraphModule
 
 from ..integrations import ours
@@ -92,6 +93,24 @@ def skip(graph_report: GraphReport, config: Config, may_raise: bool = True) -> N
         raise CannotPrune(graph_report.reason)
     if config.on_skip != "silent":
         warnings.warn(f"sharp_compile runs a graph unpruned: {graph_report.reason}", stacklevel=2)
+
+
+def breaks_so_far() -> int:
+    """Return how many times Dynamo has broken a graph in this process, since it was last reset."""
+    return len(graph_break_reasons)
+
+
+def last_break(since: int) -> str:
+    """Return where Dynamo last broke a graph, as the end of a reason; "" if nowhere since there were so many breaks."""
+    for told in reversed(graph_break_reasons[since:]):
+        if told.user_stack:
+            frame = told.user_stack[-1]
+            what = told.reason.splitlines()[0]
+            return (
+                f'; Dynamo broke the code that followed, last in {frame.name} (File "{frame.filename}", line '
+                f"{frame.lineno}): {what}"
+            )
+    return ""
 
 
 def for_dynamo(error: Exception) -> Exception:

@@ -22,7 +22,7 @@ from ..passes.pipeline import prune, with_injections
 from ..report import GraphReport
 from .injection_registry import publishing, return_injection
 from .inner import Compiled, compile_later, compile_now, compiler
-from .reporting import decline, describe, log_pruned, skip
+from .reporting import breaks_so_far, decline, describe, last_break, log_pruned, skip
 from .runtime import PrunedGraph
 
 
@@ -82,11 +82,13 @@ def compile_injecting(
 def telling_later_graphs(compiled: Compiled, place: int, graph_report: GraphReport, config: Config) -> Compiled:
     """A graph that returns the embeddings as result ``place``: its run publishes where visual features are in them."""
     graph_report.reason = "visual features are injected in this graph, a later one has the decoder"
+    # Asked for once: what breaks in later calls may be other models.
+    broken = functools.cache(functools.partial(last_break, breaks_so_far()))
 
     def never_read() -> None:
         graph_report.reason = (
             "visual features were injected, but no compiled graph with a decoder read them: it ran eagerly, or on a "
-            "changed copy of the embeddings"
+            f"changed copy of the embeddings{broken()}"
         )
         skip(graph_report, config, may_raise=False)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention_rows import attention_rows, to_bool_mask
+from ..kernels.sinks import sinks_as_key
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Context:
         budget: ``[B]`` int64, how many visual tokens each row keeps.
         layer: the number of the scoring layer, from 0.
         rotate: applies the layer's rotary embedding to keys laid out like ``grouped_key_unrotated``.
+        sinks: ``[1 or B, 1 or H, 1, 1]``: one more logit of each query beside those of the keys, which takes a share of
+            its attention and gives nothing; None without.
     """
 
     queries: Callable[[Tensor | None], Tensor]
@@ -60,6 +63,7 @@ class Context:
     budget: Tensor
     layer: int
     rotate: Callable[[Tensor], Tensor]
+    sinks: Tensor | None = None
 
     @property
     def query(self) -> Tensor:
@@ -101,7 +105,13 @@ class Context:
 
     def attention(self, rows: Tensor) -> Tensor:
         """``[B, H, T, S]`` float32: the probabilities of the query positions ``rows``, ``[T]`` or ``[B, T]``."""
-        return attention_rows(self.queries(rows), self.grouped_key, self.mask_of(rows), self.scale)
+        key, mask = self.keys_and_mask_of(rows)
+        return attention_rows(self.queries(rows), key, mask, self.scale)[..., : self.grouped_key.shape[2]]
+
+    def keys_and_mask_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``grouped_key`` and ``mask_of(rows)``; where the layer has sinks, these are one more key, the last."""
+        mask = self.mask_of(rows)
+        return (self.grouped_key, mask) if self.sinks is None else sinks_as_key(self.grouped_key, mask, self.sinks)
 
     def mask_of(self, rows: Tensor) -> Tensor:
         """``[1 or B, 1 or H, T, S]``: the rows of the mask for the query positions ``rows``, ``[T]`` or ``[B, T]``.

@@ -30,8 +30,9 @@ def sparsevlm(ctx: Context) -> Tensor:
     rows, is_text = text_rows(ctx)
     raters = _raters(ctx, rows, is_text).to(torch.float32)
     weight = raters / raters.sum(1, keepdim=True)
-    query = ctx.queries(rows)
-    return attention_column_sums(query, ctx.grouped_key, weight, ctx.mask_of(rows), ctx.scale)
+    key, mask = ctx.keys_and_mask_of(rows)
+    received = attention_column_sums(ctx.queries(rows), key, weight, mask, ctx.scale)
+    return received[:, : ctx.is_visual.shape[1]]
 
 
 def _raters(ctx: Context, rows: Tensor, is_text: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import sharp_compile
 from sharp_compile import CannotPrune
+from sharp_compile.backend.reporting import breaks_so_far, last_break
 from sharp_compile.report import latest_kept
 from tests.toy import Toy, toy_inputs
 
@@ -156,6 +157,19 @@ def test_a_changed_copy_of_the_embeddings_is_not_taken_for_them():
     with pytest.warns(UserWarning, match="no compiled graph with a decoder read them"):
         actual = fast(**inputs)
     assert_close(actual, expected, **CLOSE)
+
+
+def test_embeddings_that_no_decoder_reads_tell_where_dynamo_broke():
+    model, inputs = Broken(), toy_inputs()
+    model.between = torch._dynamo.disable(lambda embeddings: embeddings.flip(1))
+    with pytest.warns(UserWarning, match=r'last in forward \(File ".*test_cross_graph.py", line \d+\): \w+') as told:
+        fast = compiled(model, on_skip="warn")
+        fast(**inputs)
+        torch.compile(lambda x: torch._dynamo.graph_break() or x, backend="eager")(torch.ones(1))
+        fast(**inputs)
+    reasons = [str(each.message) for each in told if "no compiled graph with a decoder" in str(each.message)]
+    assert len(set(reasons)) == 1
+    assert last_break(since=breaks_so_far()) == ""
 
 
 def test_embeddings_that_are_written_into_are_not_linked():

@@ -22,6 +22,8 @@ MASKS = {
     ),
 }
 
+SINKS = {"no sinks": None, "sinks": torch.tensor([-1.0, 0.0, 2.0, 3.0])[None, :, None, None]}
+
 
 def turned(states):
     """A rotation by an angle that grows with the position, of any number of tokens."""
@@ -30,7 +32,7 @@ def turned(states):
     return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], dim=-1)
 
 
-def both(mask, kept=11):
+def both(mask, kept=11, sinks="no sinks"):
     """A `Context` of random states, and the same as the `Tokens` of the oracle, which keep `kept` tokens of a row."""
     generator = torch.Generator().manual_seed(5)
     query, key = (torch.randn(ROWS, heads, LENGTH, WIDTH, generator=generator) for heads in (HEADS, KV_HEADS))
@@ -47,6 +49,7 @@ def both(mask, kept=11):
         mask=MASKS[mask],
         rotate=turned,
         kept=kept,
+        sinks=SINKS[sinks],
     )
     state = oracle.State(
         query=turned(query),
@@ -56,7 +59,7 @@ def both(mask, kept=11):
         hidden=hidden,
         bias=None,
         softcap=None,
-        sinks=None,
+        sinks=SINKS[sinks],
         projected=key.transpose(1, 2).flatten(2),
         projected_query=query.transpose(1, 2).flatten(2),
         rotation=turned,

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests import oracle
-from tests.selectors.states import MASKS, both
+from tests.selectors.states import MASKS, SINKS, both
 from tests.selectors.test_selectors import context, rule
 
 
@@ -50,8 +50,9 @@ def test_padding_does_not_rate():
     assert_close(rule(selector="sparsevlm")(ctx), ctx.attention(torch.tensor([11]))[:, :, 0].mean(1))
 
 
+@pytest.mark.parametrize("sinks", SINKS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_it_is_the_definition(mask):
-    ctx, tokens = both(mask)
+def test_it_is_the_definition(mask, sinks):
+    ctx, tokens = both(mask, sinks=sinks)
     expected = oracle.sparsevlm(tokens, ctx.budget.tolist())
     assert_close(rule(selector="sparsevlm")(ctx)[ctx.is_visual], expected[ctx.is_visual])

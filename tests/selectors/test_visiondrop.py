@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests import oracle
-from tests.selectors.states import MASKS, both
+from tests.selectors.states import MASKS, SINKS, both
 from tests.selectors.test_selectors import context, rule
 
 
@@ -26,8 +26,9 @@ def test_two_visual_tokens_by_hand():
     assert_close(rule(selector="visiondrop")(ctx)[0, 1:3], torch.tensor([(1 / 2 + 1 / 3) / 2, 1 / 3 / 2]))
 
 
+@pytest.mark.parametrize("sinks", SINKS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_it_is_the_definition(mask):
-    ctx, tokens = both(mask)
+def test_it_is_the_definition(mask, sinks):
+    ctx, tokens = both(mask, sinks=sinks)
     expected = oracle.visiondrop(tokens, ctx.budget.tolist())
     assert_close(rule(selector="visiondrop")(ctx)[ctx.is_visual], expected[ctx.is_visual])

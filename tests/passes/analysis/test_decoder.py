@@ -53,6 +53,28 @@ def test_an_einsum_is_named_with_its_line():
         torch.compile(model, backend="sharp", options={"inner": "eager", "on_skip": "raise"})(**toy_inputs())
 
 
+class Biased(Layer):
+    """Adds a bias by distance to the scores, and the mask to both."""
+
+    def attend(self, q, k, v, mask):
+        k, v = (each.repeat_interleave(self.heads // self.kv_heads, 1) for each in (k, v))
+        place = torch.arange(q.shape[2])
+        distance = place[:, None] - place
+        scores = torch.matmul(q, k.transpose(2, 3)) - distance
+        scores = scores + torch.where(distance < 0, float("-inf"), 0.0)
+        return torch.matmul(scores.softmax(-1), v)
+
+
+def test_a_softmax_of_more_than_products_is_named_with_the_line():
+    model = Toy()
+    model.layers = nn.ModuleList(Biased(16, 4, 2, 8, False) for _ in range(3))
+    reason = (
+        r'a softmax in a form that is not known, at sub \(File ".*test_decoder.py", line \d+, in attend\): known are'
+    )
+    with pytest.raises(CannotPrune, match=reason):
+        torch.compile(model, backend="sharp", options={"inner": "eager", "on_skip": "raise"})(**toy_inputs())
+
+
 class Checkpointed(Layer):
     """Computes what is inside of it again in the backward pass."""
 

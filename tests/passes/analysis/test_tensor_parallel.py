@@ -13,6 +13,7 @@ from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 import sharp_compile
 from sharp_compile import CannotPrune
+from tests.passes.canonicalize.test_sinks import WithSinks
 from tests.support import the_pruned_graph
 from tests.toy import Layer, Toy, toy_inputs
 
@@ -122,6 +123,13 @@ class Scaled(Layer):
         return super().attend(q * self.factor.to_local(), k, v, mask)
 
 
+class WithOwnSinks(WithSinks):
+    """Has the sinks of its own heads."""
+
+    def of_heads(self):
+        return self.sinks.to_local()
+
+
 def layers_of(kind):
     model = whole()
     model.layers = nn.ModuleList(kind(16, 8, 4, 8, False) for _ in model.layers)
@@ -131,6 +139,19 @@ def layers_of(kind):
 def test_plain_parameters_are_not_known_to_be_shared():
     with pytest.raises(CannotPrune, match=r"all_reduce .*communicates .* the graph does not show what they share"):
         run(layers_of(Summed).requires_grad_(False))
+
+
+def test_sinks_of_own_heads_are_not_exchanged():
+    model, over = whole(), mesh()
+    model.eager, model.layers = True, nn.ModuleList(WithOwnSinks(16, 8, 4, 8) for _ in model.layers)
+    model = sharded(model=model, over=over)
+    for layer in model.layers:
+        layer.sinks = nn.Parameter(distribute_tensor(torch.ones(8), over, [Shard(0)], src_data_rank=None))
+    model.requires_grad_(False)
+    with pytest.raises(CannotPrune, match="share the heads of layer 0, and its mask, positions or sinks as well"):
+        run(model, selector="fastv")
+    torch._dynamo.reset()
+    assert exchanges(run(model, selector="uniform")).keys() == {"broadcast"}
 
 
 def test_own_queries_must_come_from_a_linear_projection():
