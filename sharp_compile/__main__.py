@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from .tools.cli import main
 
-main()
+if __name__ == "__main__":  # processes that commands start import this file, too
+    main()

@@ -14,6 +14,7 @@ import typer
 from sharp_compile.short_repr import brief
 
 from .bench import bench
+from .check import check
 from .demo import demo
 from .errors import show_traceback
 from .evaluate import evaluate
@@ -31,6 +32,7 @@ app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(explain)
+app.command()(check)
 
 
 def main() -> None:

@@ -1,0 +1,182 @@
+"""Every Triton kernel, and on a CPU the form that runs there instead, against its definition.
+
+Inputs are drawn on the CPU, where the definition runs, and moved to the device for the kernel. Sizes are odd, rows are
+ragged, strides are not those of new tensors. On a CPU the Triton kernels are interpreted, on small tiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharp_compile.kernels.attention_column_sums import aten
+from sharp_compile.kernels.attention_column_sums import reference as column_sums_reference
+from sharp_compile.kernels.greedy_cosine_dedup import blocked
+from sharp_compile.kernels.greedy_cosine_dedup import reference as dedup_reference
+from sharp_compile.kernels.multi_gather import reference as gather_reference
+from sharp_compile.short_repr import brief
+
+from .rows import Verdict
+
+Case = Callable[[torch.dtype], tuple[Tensor, Tensor]]
+"""Given the type of its inputs, returns what a kernel gave and what is right, both on the CPU."""
+
+_TOLERANCE = 1e-4
+"""Sums of exponentials in float32, in another order than the definition's: far above what was seen, a few 1e-7, and
+far below what a wrong factor or a lost row makes. Selected and copied numbers have to be the same to the bit."""
+
+
+def check(device: str) -> Iterator[Verdict]:
+    """Yield a verdict for each kernel and type of its inputs."""
+    if find_spec("triton") is None:
+        yield Verdict("kernels", "Triton", None, "not installed: no kernel to compare")
+    else:
+        yield from _verdicts(_triton_cases(device), _dtypes(device), "" if device == "cuda" else " (interpreted)")
+    if device == "cpu":
+        yield from _verdicts(_plain_cases(), (torch.float32, torch.bfloat16), " (plain PyTorch)")
+
+
+def _dtypes(device: str) -> tuple[torch.dtype, ...]:
+    # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
+    return torch.float32, torch.bfloat16 if device == "cuda" else torch.float16
+
+
+def _verdicts(kernels: dict[str, dict[str, Case]], dtypes: tuple[torch.dtype, ...], note: str) -> Iterator[Verdict]:
+    for kernel, cases in kernels.items():
+        for dtype in dtypes:
+            name, start = f"{kernel}, {str(dtype).removeprefix('torch.')}{note}", time.perf_counter()
+            right, told = _compare(cases, dtype)
+            yield Verdict("kernels", name, right, told, time.perf_counter() - start)
+
+
+def _compare(cases: dict[str, Case], dtype: torch.dtype) -> tuple[bool, str]:
+    """Run all cases of a kernel: whether they are right, and the largest error or the first case that is wrong."""
+    worst = 0.0
+    for name, case in cases.items():
+        try:
+            actual, expected = case(dtype)
+        except Exception as error:  # whatever a compiler or a driver raises
+            return False, f"{name}: {type(error).__name__}: {brief(error)}"
+        off = _error(actual, expected)
+        if not off <= (_TOLERANCE if expected.is_floating_point() else 0):
+            return False, f"{name}: off by {off:.1e} of the largest number" if off < 1e9 else f"{name}: not finite"
+        worst = max(worst, off)
+    return True, f"{len(cases)} cases, " + (f"off by {worst:.0e} at most" if worst else "the same to the bit")
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest number; infinite where one is not finite."""
+    if expected.dtype == torch.bool:
+        return (actual != expected).float().mean().item()
+    if not expected.is_floating_point():  # the bits of what was copied
+        return float(not actual.equal(expected))
+    largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return ((actual - expected).abs().max() / largest).nan_to_num(torch.inf, torch.inf).item()
+
+
+def _triton_cases(device: str) -> dict[str, dict[str, Case]]:
+    from sharp_compile.kernels.attention_column_sums import triton as column_sums
+    from sharp_compile.kernels.greedy_cosine_dedup import triton as dedup
+    from sharp_compile.kernels.multi_gather import triton as gather
+
+    # A block of the size that a GPU gets takes the interpreter half a minute.
+    how = dedup.Tiles(64, 32, 16, 2, 4, 1) if device == "cpu" else None
+    return {
+        "attention_column_sums": _column_sums_cases(column_sums.attention_column_sums, device),
+        "greedy_cosine_dedup": _dedup_cases(partial(dedup.greedy_cosine_dedup, how=how), device),
+        "multi_gather": _gather_cases(gather.multi_gather, device),
+    }
+
+
+def _plain_cases() -> dict[str, dict[str, Case]]:
+    return {
+        "attention_column_sums": _column_sums_cases(aten.attention_column_sums, "cpu"),
+        "greedy_cosine_dedup": _dedup_cases(blocked.greedy_cosine_dedup, "cpu"),
+    }
+
+
+def _column_sums_cases(kernel: Callable[..., Tensor], device: str) -> dict[str, Case]:
+    """Sizes are B, H, Hkv, T, S, D. A mask hides a tenth of the keys, a whole row, and the padding of a row."""
+
+    def case(sizes: tuple[int, ...], mask: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        batch, heads, kv_heads, rows, length, width = sizes
+        generator = torch.Generator().manual_seed(sum(sizes))
+        query = torch.randn(batch, rows, heads, width, generator=generator).to(dtype).transpose(1, 2)
+        key = torch.randn(batch, length, kv_heads, width, generator=generator).to(dtype).transpose(1, 2)
+        weight = torch.rand(batch, rows, generator=generator)
+        weight[-1, 0] = 0
+        visible = torch.rand(batch, 1, rows, length, generator=generator) > 0.1
+        visible[0, :, rows // 2] = False
+        visible[-1, ..., : length // 3] = False
+        given = {"none": None, "boolean": visible, "added": torch.zeros(visible.shape, dtype=dtype)}[mask]
+        if given is not None and given.dtype != torch.bool:
+            given = given.masked_fill(~visible, torch.finfo(dtype).min)
+        inputs = query, key, weight, given
+        moved = (None if each is None else each.to(device) for each in inputs)
+        expected = column_sums_reference.attention_column_sums(*inputs, 0.3)
+        return kernel(*moved, 0.3).cpu(), expected
+
+    return {
+        "7 query heads a key head, 11 rows": partial(case, (2, 7, 1, 11, 257, 64), "none"),
+        "one row, 80 numbers a head, boolean mask": partial(case, (2, 4, 4, 1, 63, 80), "boolean"),
+        "14 heads of 128, added mask": partial(case, (1, 14, 2, 5, 301, 128), "added"),
+        "heads of 256, boolean mask": partial(case, (2, 2, 1, 21, 150, 256), "boolean"),
+        "one token": partial(case, (2, 2, 2, 1, 1, 16), "none"),
+    }
+
+
+def _dedup_cases(kernel: Callable[..., Tensor], device: str) -> dict[str, Case]:
+    """Vectors of some kinds: two of a kind are alike to 0.97 or more, others to 0.7 at most.
+
+    So no rounding comes near the threshold. Rows end at different places, and have budgets of their own.
+    """
+
+    def case(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        batch, length, width, kinds = sizes
+        generator = torch.Generator().manual_seed(length)
+        of_kind = torch.nn.functional.normalize(torch.randn(kinds, width, generator=generator), dim=-1)
+        noise = torch.nn.functional.normalize(torch.randn(batch, length, width, generator=generator), dim=-1)
+        vectors = of_kind[torch.randint(kinds, (batch, length), generator=generator)] + 0.1 * noise
+        vectors[:, ::5] *= 3
+        vectors[:, 1::9] = 0
+        order = torch.stack([torch.randperm(length, generator=generator) for _ in range(batch)])
+        candidates = torch.tensor([length - row * (length // 3) for row in range(batch)])
+        budget = torch.tensor([kinds // 2, kinds + length // 5, 1][:batch])
+        inputs = vectors.to(dtype), order, candidates, budget
+        expected = dedup_reference.greedy_cosine_dedup(*inputs, 0.85)
+        return kernel(*(each.to(device) for each in inputs), 0.85).cpu(), expected
+
+    cases: dict[str, Case] = {
+        "two rows of 301 tokens": partial(case, (2, 301, 96, 60)),
+        "three rows of 130 tokens": partial(case, (3, 130, 72, 20)),
+    }
+    if device == "cuda":  # several of its blocks
+        cases["a row of 1,601 tokens of 3,584 numbers"] = partial(case, (1, 1601, 3584, 300))
+    return cases
+
+
+def _gather_cases(kernel: Callable[..., list[Tensor]], device: str) -> dict[str, Case]:
+    def case(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        length, kept = 101, 37
+        values = [
+            torch.randn(1 if number % 3 == 2 else 2, 1 + number % 4, 3 + 17 * number, length, generator=generator)
+            .to(dtype)
+            .transpose(2, 3)
+            for number in range(count)
+        ]
+        positions = torch.stack([torch.randperm(length, generator=generator)[:kept].sort().values for _ in range(2)])
+        actual = kernel([each.to(device) for each in values], positions.to(device))
+        return _bits(actual), _bits(gather_reference.multi_gather(values, positions))
+
+    return {"one tensor": partial(case, 1), "nine tensors, of which eight go together": partial(case, 9)}
+
+
+def _bits(tensors: list[Any]) -> Tensor:
+    return torch.cat([each.cpu().contiguous().flatten().view(torch.int16) for each in tensors])

@@ -1,0 +1,85 @@
+"""Tiny models against the eager model pruned by hand: right as they are, wrong where ours is."""
+
+import pytest
+import torch
+from sharp_compile.kernels.attention_column_sums import aten
+
+import sharp_compile
+from sharp_compile.tools.check import families
+from sharp_compile.tools.check.by_hand import pruned_by_hand
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    torch._dynamo.reset()
+    sharp_compile.reset()
+
+
+def check(monkeypatch, name):
+    monkeypatch.setattr(families, "FAMILIES", {name: families.FAMILIES[name]})
+    return list(families.check("cpu"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "InternVL" else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES],
+)
+def test_right(monkeypatch, name):
+    forward, generate = check(monkeypatch, name)
+    assert (forward.name, generate.name) == (f"{name}, forward", f"{name}, generate")
+    assert (forward.right, generate.right) == (True, True)
+
+
+def test_wrong_scores(monkeypatch):
+    right = aten.attention_column_sums
+    monkeypatch.setattr(aten, "attention_column_sums", lambda *given: -right(*given))
+    forward, _ = check(monkeypatch, "InternVL")
+    assert forward.right is False
+    assert forward.told.startswith("row 0: a token with a score of ")
+
+
+def test_nothing_pruned(monkeypatch):
+    monkeypatch.setattr(families, "_LAYER", 9)
+    forward, generate = check(monkeypatch, "InternVL")
+    assert (forward.right, generate.right) == (False, False)
+    assert "0 graphs were pruned instead of one: layer=9" in forward.told
+
+
+def test_what_is_wrongly_chosen():
+    scores = torch.tensor([[0.0, 4.0, 3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0, 0.0]])
+    visual = torch.tensor([[False, True, True, True, True, False]] * 2)
+    real = torch.ones_like(visual)
+
+    def told(*kept):
+        return families._wrongly_chosen(scores, visual, real, torch.tensor(kept))
+
+    assert told([0, 1, 5], [0, 4, 5]) is None
+    assert told([0, 1, 2, 5], [0, 3, 4, 5]) == "4 tokens are kept instead of 3"
+    assert told([0, 1, 5], [0, 3, 5]) == "row 1: a token with a score of 4 was dropped, one with 3 was kept"
+    assert told([0, 1, 2], [0, 4, 5]) == "row 0: text was dropped"
+    real[1, 0] = False
+    assert told([0, 1, 5], [0, 4, 5]) == "row 1: padding was kept"
+    assert told([0, 1, 5], [3, 4, 5]) is None
+
+
+def test_layers_pruned_by_hand_see_the_kept_positions():
+    class Layer(torch.nn.Module):
+        def forward(self, hidden, attention_mask=None, position_embeddings=None, position_ids=None):
+            self.seen = attention_mask, position_embeddings, position_ids
+            return hidden + 1
+
+    layer, kept = Layer(), torch.tensor([[0, 2, 5], [1, 2, 5]])
+    hidden, table = torch.arange(12.0).view(2, 6, 1), torch.arange(6.0).view(1, 6, 1)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    with pruned_by_hand([layer], kept, 6):
+        whole = layer(hidden, attention_mask=mask, position_embeddings=(table,), position_ids=torch.arange(6)[None])
+        seen, (tables,), positions = layer.seen
+        assert positions.tolist() == kept.tolist()
+        assert tables[..., 0].tolist() == kept.tolist()
+        assert seen.equal(torch.ones(2, 1, 3, 3, dtype=torch.bool).tril())
+        layer(hidden[:, :1], attention_mask=torch.arange(8).view(1, 1, 1, 8).expand(2, 1, 1, 8))
+        assert layer.seen[0].flatten(1).tolist() == [[0, 2, 5, 6, 7], [1, 2, 5, 6, 7]]
+    assert whole[0, [0, 2, 5], 0].tolist() == [1, 3, 6]
+    assert whole[0, [1, 3, 4]].isnan().all()
+    assert layer(hidden).equal(hidden + 1)
