@@ -20,7 +20,6 @@ from sharp_compile.short_repr import brief
 
 from .rows import Result, Verdict
 
-
 _TO_END = 3
 """Seconds that a process gets to end by itself."""
 

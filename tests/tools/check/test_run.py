@@ -44,7 +44,9 @@ def test_all_right(command, tmp_path):
     assert "1,032 > 132 yes sharp, 10% 100.0 1.0 6.00x 8.00x 75% 200.0 1.00" in lines
     assert "1,000 moves 20.00 5.00 25%" in lines
     assert "a product 56 50.00 50%" in lines
-    assert any(line.startswith("The mask of 1,032 x 1,032 (1 M entries) costs inductor +100.0 ms, +20%") for line in lines)
+    assert any(
+        line.startswith("The mask of 1,032 x 1,032 (1 M entries) costs inductor +100.0 ms, +20%") for line in lines
+    )
     assert any(line.startswith("All right.") for line in lines)
     content = json.loads(files[0].read_text())
     assert content["facts"] == {"machine": "a machine"}
