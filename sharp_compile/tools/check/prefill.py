@@ -50,8 +50,7 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
     what = plan(device)
     shape, dtype = what.setup.shape, str(what.setup.dtype).removeprefix("torch.")
     yield Fact("prefill", f"{what.model}, {what.setup.layers} layers of width {shape.hidden_size}, {dtype}")
-    with torch.device(device):
-        model = build(what.setup, device)
+    model = build(what.setup, device)
     longest = 0.0
     for number, each in enumerate(what.rounds):
         torch._dynamo.reset()
@@ -74,7 +73,9 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
             pruned = next((way for way in calls if way.retention is not None), None)
             if pruned is not None:
                 yield from trace.profiled(pruned, each.visual_tokens, calls[pruned], file)
-            yield from scoring.scoring(device, what, each.visual_tokens)
+            embeddings = given["embeddings"]
+            assert embeddings is not None
+            yield from scoring.scoring(device, what, embeddings.shape[1])
 
 
 def _compiled(model: Prompt, way: Way) -> Prompt:

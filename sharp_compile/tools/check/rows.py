@@ -18,7 +18,7 @@ class Verdict:
     """Whether something is right.
 
     Attributes:
-        stage: ``kernels``, ``families`` or ``prefill``.
+        stage: of ``run``, such as ``kernels``.
         name: what was compared.
         right: None where it was not run, for want of time or of what it needs.
         told: what was compared, and how far off it was; or why it is wrong, or was not run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -44,7 +45,7 @@ def run(request: Request) -> bool:
     start = time.monotonic()
     console, found = Console(), list[Result]()
     _check_device(request.device)
-    with progress(4) as shown:
+    with progress(5) as shown:
         for result in _results(request, start, shown):
             found.append(result)
             if request.json is not None:
@@ -76,6 +77,7 @@ def _results(request: Request, start: float, shown: Steps) -> Iterator[Result]:
     device, seconds = request.device, 60 * request.minutes
     alone = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     beside = alone | {"OMP_NUM_THREADS": "1"}
+    parts = min(4, max(2, (os.cpu_count() or 2) // 2))
     interpreted = beside | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
     with ExitStack() as stack:
         for running in [
@@ -83,11 +85,11 @@ def _results(request: Request, start: float, shown: Steps) -> Iterator[Result]:
             for stage in (
                 Stage("environment", ".environment:facts", (device,), beside),
                 Stage("kernels", ".kernels:check", (device,), interpreted),
-                Stage("families", ".families:check", (device,), beside),
-                Stage("prefill", ".prefill:count", (device,), beside),
+                *(Stage("families", ".families:check", (device, part, parts), beside) for part in range(parts)),
+                Stage("operations", ".prefill:count", (device,), beside),
             )
         ]:
-            if running.stage.name != "prefill":
+            if running.stage.name != shown.what:
                 shown.next(running.stage.name)
             yield from running.results(start + _COMPARED * seconds)
     shown.next("prefill")

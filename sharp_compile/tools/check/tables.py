@@ -87,8 +87,8 @@ def _prefills(found: Sequence[Result]) -> Table:
                 f"{1e3 * each.median_s:.1f}",
                 f"{1e3 * each.spread_s:.1f}",
                 "" if speedup is None else f"{speedup:.2f}x",
-                "" if limit is None else f"{limit:.2f}x",
-                "" if speedup is None or limit is None else f"{speedup / limit:.0%}",
+                "" if limit is None or not kept else f"{limit:.2f}x",
+                "" if speedup is None or limit is None or not kept else f"{speedup / limit:.0%}",
                 f"{1e3 * each.first_token_s:.1f}",
                 f"{each.peak_bytes / 1e9:.2f}",
             )
