@@ -25,6 +25,8 @@ def interpret(monkeypatch, *modules):
         for name, value in vars(module).copy().items():
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, Interpreted(value.fn))
+        if hasattr(module, "wrap_triton"):  # which takes no interpreted function before torch 2.13
+            monkeypatch.setattr(module, "wrap_triton", lambda kernel: kernel)
     dot = interpreter.InterpreterBuilder.create_dot
 
     def dot_of_bfloat16_too(self, a, b, *others):

@@ -138,7 +138,7 @@ def _cut() -> tuple[int, Tensor, Tensor]:
     pruned = [report for report in sharp_compile.reports() if report.pruned]
     if len(pruned) != 1:
         reasons = {report.reason for report in sharp_compile.reports() if not report.pruned}
-        raise RuntimeError(f"{len(pruned)} graphs were pruned instead of one: {'; '.join(reasons)}")
+        raise RuntimeError(f"{len(pruned)} graphs were pruned instead of one: {'; '.join(sorted(reasons))}")
     (report,) = pruned
     assert report.layer is not None and report.kept is not None and report.scores is not None
     return report.layer, report.kept, report.scores

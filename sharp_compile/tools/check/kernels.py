@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ Case = Callable[[torch.dtype], tuple[Tensor, Tensor]]
 _TOLERANCE = 1e-4
 """Sums of exponentials in float32, in another order than the definition's: far above what was seen, a few 1e-7, and
 far below what a wrong factor or a lost row makes. Selected and copied numbers have to be the same to the bit."""
+
+_NUMPY_IS_NEWER = "only 0-dimensional arrays can be converted to Python scalars"
+"""What Triton 3.6's interpreter fails with from numpy 2.5 on, at each ``if`` of a kernel."""
 
 
 def check(device: str) -> Iterator[Verdict]:
@@ -55,13 +59,15 @@ def _verdicts(kernels: dict[str, dict[str, Case]], dtypes: tuple[torch.dtype, ..
             yield Verdict("kernels", name, right, told, time.perf_counter() - start)
 
 
-def _compare(cases: dict[str, Case], dtype: torch.dtype) -> tuple[bool, str]:
+def _compare(cases: dict[str, Case], dtype: torch.dtype) -> tuple[bool | None, str]:
     """Run all cases of a kernel: whether they are right, and the largest error or the first case that is wrong."""
     worst = 0.0
     for name, case in cases.items():
         try:
             actual, expected = case(dtype)
         except Exception as error:  # whatever a compiler or a driver raises
+            if _NUMPY_IS_NEWER in str(error):
+                return None, "this numpy is newer than Triton's interpreter, which can't branch with it"
             return False, f"{name}: {type(error).__name__}: {brief(error)}"
         off = _error(actual, expected)
         if not off <= (_TOLERANCE if expected.is_floating_point() else 0):
@@ -85,10 +91,14 @@ def _triton_cases(device: str) -> dict[str, dict[str, Case]]:
     from sharp_compile.kernels.greedy_cosine_dedup import triton as dedup
     from sharp_compile.kernels.multi_gather import triton as gather
 
-    # A block of the size that a GPU gets takes the interpreter half a minute.
-    how = dedup.Tiles(64, 32, 16, 2, 4, 1) if device == "cpu" else None
+    sums, how = column_sums.attention_column_sums, None
+    if device == "cpu":
+        # A block of the size that a GPU gets takes the interpreter half a minute.
+        how = dedup.Tiles(64, 32, 16, 2, 4, 1)
+        # Interpreted functions are none that torch knows to wrap.
+        sums = mock.patch.object(column_sums, "wrap_triton", lambda kernel: kernel)(sums)
     return {
-        "attention_column_sums": _column_sums_cases(column_sums.attention_column_sums, device),
+        "attention_column_sums": _column_sums_cases(sums, device),
         "greedy_cosine_dedup": _dedup_cases(partial(dedup.greedy_cosine_dedup, how=how), device),
         "multi_gather": _gather_cases(gather.multi_gather, device),
     }
