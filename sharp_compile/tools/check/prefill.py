@@ -68,14 +68,24 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
                 yield verdict
             if verdict is None or verdict.right:
                 calls[way] = call
-        yield from _timed(each, calls, what.repeats)
+        yield from _told("times", _timed(each, calls, what.repeats))
         if number == 0:
-            pruned = next((way for way in calls if way.retention is not None), None)
-            if pruned is not None:
-                yield from trace.profiled(pruned, each.visual_tokens, calls[pruned], file)
+            for way, call in calls.items():
+                if way.retention is not None:
+                    yield from _told("profile", trace.profiled(way, each.visual_tokens, call, file))
             embeddings = given["embeddings"]
             assert embeddings is not None
-            yield from scoring.scoring(device, what, embeddings.shape[1])
+            yield from _told("scoring", scoring.scoring(device, what, embeddings.shape[1]))
+
+
+def _told(name: str, results: Iterator[Result]) -> Iterator[Result]:
+    """Yield results; what ends them is a verdict, and no end of the stage."""
+    try:
+        yield from results
+    except torch.OutOfMemoryError:
+        yield Verdict("prefill", name, None, "out of memory")
+    except Exception as error:  # whatever a compiler, a driver or a profiler raises
+        yield Verdict("prefill", name, False, f"{type(error).__name__}: {brief(error)}")
 
 
 def _compiled(model: Prompt, way: Way) -> Prompt:

@@ -83,7 +83,7 @@ def _results(request: Request, start: float, shown: Steps) -> Iterator[Result]:
         for running in [
             stack.enter_context(closing(Running(stage)))
             for stage in (
-                Stage("environment", ".environment:facts", (device,), beside),
+                Stage("environment", ".environment:facts", (device,), alone),
                 Stage("kernels", ".kernels:check", (device,), interpreted),
                 *(Stage("families", ".families:check", (device, part, parts), beside) for part in range(parts)),
                 Stage("operations", ".prefill:count", (device,), beside),

@@ -68,7 +68,7 @@ def _verdicts(found: Sequence[Result]) -> Table:
 
 def _prefills(found: Sequence[Result]) -> Table:
     """Speed-ups are over Inductor; the limit is what the operations allow."""
-    numbers = "ms", "+-", "speed-up", "limit", "of it", "first token", "peak GB"
+    numbers = "ms", "spread", "speed-up", "limit", "of it", "first token", "peak GB"
     table = _table("Prefill", "tokens", "mask", "way", *numbers, right=numbers)
     flops = {(each.visual_tokens, each.retention): each.flops for each in _of(found, Counted)}
     prefills = sorted(_of(found, Prefill), key=lambda each: (each.visual_tokens, not each.mask))

@@ -37,7 +37,8 @@ def profiled(way: Way, visual_tokens: int, call: Callable[[], Any], file: Path |
             taken[event.name].append(event.time_range.elapsed_us())
         elif not cuda:
             spans.append((event.time_range.start, event.time_range.end))
-            taken[event.name].append(event.self_cpu_time_total)
+            name = "loops that Inductor fused" if "CompiledFxGraph" in event.name else event.name
+            taken[name].append(event.self_cpu_time_total)
     if not spans:
         return
     busy, gaps = _union(spans)
