@@ -60,7 +60,7 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
             if time.monotonic() + longest > end:
                 yield _verdict(each, way, None, "no time was left")
                 continue
-            call = partial(_run, _compiled(model, way), given)
+            call: Call = partial(_run, _compiled(model, way), given)
             start = time.monotonic()
             verdict = _tried(each, way, call)
             longest = max(longest, time.monotonic() - start)
