@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # options may hold what a report is needed for: a calibration
     from .options import Cut
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)  # by identity: tensors have no one answer to whether they are equal
 class GraphReport:
     """What became of one graph.
 
