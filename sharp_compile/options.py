@@ -38,6 +38,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "dedup": "hidden",
         "seed": 0,
         "hoist": True,
+        "reuse_layers": False,
         "inner": "inductor",
         "inductor": MappingProxyType({}),
         "on_skip": "warn",
@@ -105,6 +106,7 @@ class Config:
     dedup: Dedup | None
     seed: int
     hoist: bool
+    reuse_layers: bool
     inner: str | Callable[..., Any]
     inductor: tuple[tuple[str, Any], ...]
     on_skip: str
@@ -147,7 +149,8 @@ class Config:
             debias=debias,
             dedup=_part("dedup", given, selector),
             seed=read("seed", _seed),
-            hoist=read("hoist", _hoist),
+            hoist=read("hoist", _flag, "hoist"),
+            reuse_layers=read("reuse_layers", _flag, "reuse_layers"),
             inner=inner,
             inductor=read("inductor", _inductor, inner),
             on_skip=read("on_skip", _on_skip),
@@ -307,11 +310,11 @@ def _seed(value: object) -> int:
     return seed
 
 
-def _hoist(value: object) -> bool:
-    """Return whether the scoring layer may compute for kept tokens only what no other token needs."""
+def _flag(value: object, name: str) -> bool:
+    """Return whether what an option is about is done."""
     if isinstance(value, bool):
         return value
-    raise _refusal("hoist", value, "must be True or False")
+    raise _refusal(name, value, "must be True or False")
 
 
 def _inner(value: Any) -> str | Callable[..., Any]:

@@ -28,6 +28,8 @@ class GraphReport:
         cuts: where the sequence is shortened, and to what share; None where it is not.
         hoisted: whether the scoring layer (the first of several cuts') computes only keys and values for all tokens,
             and all else for the kept ones; None where it is not shortened.
+        distinct_layers: how many layers of the graph have code of their own, those of a tower in it too: the others are
+            calls of an equal one (``reuse_layers``); None where it is not shortened.
         passes_s: seconds that our passes took for it; None where it is not shortened.
         num_layers: how many decoder layers the graph has; None where none were looked for.
         sequence_length: S, a number or the text of a symbolic length; likewise the next three.
@@ -60,6 +62,7 @@ class GraphReport:
     frame: Tensor | None = None
     segment: Tensor | None = None
     flops: tuple[int | None, int | None] | None = None
+    distinct_layers: int | None = None
 
     def __repr__(self) -> str:
         return f"<GraphReport: {self.summary()}>"

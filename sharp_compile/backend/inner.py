@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,17 +17,32 @@ from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
 from ..passes.fx.nodes import copy_of, example_value, write_code
 from ..passes.held_positions import tell_all_positions
+from ..passes.rewrite.reuse_regions import reuse_regions
+
+log = logging.getLogger(__name__)
 
 Compiled = Callable[..., Any]
 
 
 def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
-    """Hand a graph to the inner backend."""
+    """Hand a graph to the inner backend; Inductor gets equal layers as calls of one."""
     module = write_code(tell_all_positions(module))
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:
-        return backend(module, inputs, config_patches=dict(config.inductor))
+        backend = functools.partial(backend, config_patches=dict(config.inductor))
+    if reuses_layers(config):
+        try:
+            shorter = reuse_regions(module)
+            if shorter is not None:
+                return backend(shorter, inputs)
+        except Exception as error:  # what a version of Inductor can't do with such calls, it may without
+            log.debug("layers are compiled one by one: %s: %s", type(error).__name__, error)
     return backend(module, inputs)
+
+
+def reuses_layers(config: Config) -> bool:
+    """Return whether equal layers are compiled once: by Inductor, which can, and where no gradients are computed."""
+    return config.reuse_layers and config.inner == "inductor" and not torch.is_grad_enabled()
 
 
 def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from .. import report
 from ..integrations.transformers.modality import kind_of_mask
 from ..options import Config
+from ..passes.analysis.equal_regions import count_distinct_layers
 from ..passes.analysis.injection import Injection, find_injections
 from ..passes.analysis.modality import KIND, modality_of, only
 from ..passes.context import PruneResult
@@ -21,7 +22,7 @@ from ..passes.fx.part import part_of
 from ..passes.pipeline import prune, with_injections
 from ..report import GraphReport
 from .injection_registry import publishing, return_injection
-from .inner import Compiled, compile_later, compile_now, compiler
+from .inner import Compiled, compile_later, compile_now, compiler, reuses_layers
 from .reporting import breaks_so_far, decline, describe, last_break, log_pruned, skip
 from .runtime import PrunedGraph
 
@@ -118,6 +119,8 @@ def run_pruned(
 
     A graph that has written into its inputs can't run again: the text of its rows is counted before it runs.
     """
+    layers = count_distinct_layers(pruned.module.graph) if reuses_layers(config) else graph_report.num_layers
+    graph_report.distinct_layers = layers
     may_run_unpruned, count_text, unpruned = config.on_skip != "raise", None, None
     text, length = _text_and_length(pruned)
     if may_run_unpruned and not _is_one_row(text) and writes_into_inputs(module.graph):
