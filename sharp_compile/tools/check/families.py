@@ -66,6 +66,7 @@ def check(device: str, part: int = 0, parts: int = 1) -> Iterator[Verdict]:
 
     Of the families it takes every one of ``parts``, from number ``part`` on.
     """
+    torch.backends.cudnn.allow_tf32 = False  # the convolutions of towers would be rounded
     for name, build in list(FAMILIES.items())[part::parts]:
         for call in (_forward, _generate):
             start = time.perf_counter()
