@@ -128,7 +128,7 @@ def test_pruned_or_declined(name, call, rows, selector, record_property, pytestc
     "name",
     [
         pytest.param("molmo2", marks=pytest.mark.slow),
-        pytest.param("ovis2", marks=pytest.mark.skipif(transformers.__version__ < "5", reason="no config of its tower")),
+        pytest.param("ovis2", marks=pytest.mark.skipif(transformers.__version__ < "5", reason="no such tower")),
     ],
 )
 def test_features_injected_eagerly_are_no_silent_no_op(name):
