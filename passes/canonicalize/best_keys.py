@@ -17,7 +17,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from ..analysis.best_keys import mark_best
-from ..fx.nodes import arguments, example_tensor, name_of
+from ..fx.nodes import arguments, example_tensor, name_of, replace_by_call
 from ..fx.sizes import expression
 
 # What makes a tensor of one value, and which.
@@ -33,18 +33,8 @@ def write_best_keys(graph: Graph) -> None:
     """
     for node in [node for node in graph.nodes if name_of(node) == "scatter"]:
         found = _marked(node)
-        if found is None:
-            continue
-        with graph.inserting_before(node):
-            call = graph.call_function(mark_best, found)
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
-        unused = [node]
-        while unused:
-            dead = unused.pop()
-            parents = dead.all_input_nodes
-            graph.erase_node(dead)
-            unused += [each for each in parents if not each.users and name_of(each) in _LEADING_THERE]
+        if found is not None:
+            replace_by_call(node, mark_best, found, lambda each: name_of(each) in _LEADING_THERE)
 
 
 def _marked(node: Node) -> tuple[Any, ...] | None:

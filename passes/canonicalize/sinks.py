@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch.fx import Graph
 
 from ..analysis.sinks import find_sinks, softmax_with_sinks
+from ..fx.nodes import replace_by_call
 
 
 def write_sinks(graph: Graph) -> None:
@@ -18,15 +19,6 @@ def write_sinks(graph: Graph) -> None:
     """
     for node in list(graph.nodes):
         found = find_sinks(node)
-        if found is None or node.target is softmax_with_sinks:
-            continue
-        with graph.inserting_before(node):
-            call = graph.call_function(softmax_with_sinks, (found.scores, found.sinks, found.is_shifted, found.dtype))
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
-        unused = [node]
-        while unused:
-            dead = unused.pop()
-            parents = dead.all_input_nodes
-            graph.erase_node(dead)
-            unused += [each for each in parents if not each.users and each.op != "placeholder"]
+        if found is not None and node.target is not softmax_with_sinks:
+            args = found.scores, found.sinks, found.is_shifted, found.dtype
+            replace_by_call(node, softmax_with_sinks, args, lambda each: each.op != "placeholder")

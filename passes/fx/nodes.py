@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,6 +159,23 @@ def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     raise NotImplementedError(f"a node of kind {node.op} can't be run")
+
+
+def replace_by_call(
+    node: Node, function: Callable[..., Any], args: tuple[Any, ...], may_go: Callable[[Node], bool]
+) -> None:
+    """Put a call of ``function`` in place of ``node``, and erase what led to it alone, as far as it ``may_go``."""
+    graph = node.graph
+    with graph.inserting_before(node):
+        call = graph.call_function(function, args)
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    unused = [node]
+    while unused:
+        dead = unused.pop()
+        parents = dead.all_input_nodes
+        graph.erase_node(dead)
+        unused += [each for each in parents if not each.users and may_go(each)]
 
 
 def name_of(node: Node) -> str:
