@@ -30,12 +30,13 @@ from ..fx.nodes import (
     on_fakes,
     storage_of,
     unflatten_args,
+    writes_into_first,
 )
 from ..fx.sizes import expression
 from .attention import find_attention
 from .dataflow import reached_from
 
-_RANDOM = ("rand", "normal_", "bernoulli", "uniform_", "exponential_", "multinomial", "poisson", "gumbel", "dropout")
+_RANDOM = ("rand", "normal_", "bernoulli", "uniform_", "exponential_", "multinomial", "poisson", "gumbel")
 """What the names of operators that draw random numbers have in them."""
 
 
@@ -135,10 +136,13 @@ def _region(nodes: set[Node], place: dict[Node, int]) -> Region | None:
     """Return nodes as a region that can become one call; None where they can't.
 
     The call stands where the last of them stood, so nothing outside may read a result before. Numbers that are read
-    outside, such as lengths, can't come out of a call; and the same code would draw the same random numbers.
+    outside, such as lengths, can't come out of a call; and the same code would draw the same random numbers. What
+    writes into tensors stays where it stood: nothing may lie between its nodes.
     """
     ordered = sorted(nodes, key=place.__getitem__)
     last = place[ordered[-1]]
+    if last - place[ordered[0]] >= len(ordered) and any(node.args and writes_into_first(node) for node in ordered):
+        return None
     operands: dict[Node, None] = {}
     results = []
     for node in ordered:
@@ -168,8 +172,12 @@ def _gives_views(region: Region) -> bool:
 def _may_be_random(node: Node) -> bool:
     """Return whether a node may draw random numbers: by its name, unless it says that it does not."""
     if "dropout" in name_of(node):
-        given = [*node.args[1:], *node.kwargs.values()]
-        return not (False in [leaf for leaf in given if isinstance(leaf, bool)] or 0.0 in given)
+        # (input, p=0.5, training=True, inplace=False)
+        share, training = (
+            node.kwargs.get(name, node.args[place] if len(node.args) > place else True)
+            for name, place in (("p", 1), ("training", 2))
+        )
+        return bool(share and training)
     if "attention" in name_of(node):
         return bool(node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0))
     return any(word in name_of(node) for word in _RANDOM)

@@ -13,10 +13,10 @@ from ..fx.nodes import copy_of, example_value, write_code
 
 def reuse_regions(module: GraphModule) -> GraphModule | None:
     """Return a copy of a graph in which equal layers are calls of one body; None where no two are equal."""
-    if not find_equal_regions(module.graph):
-        return None
     module = copy_of(module)
     kinds = find_equal_regions(module.graph)
+    if not kinds:
+        return None
     bodies = [_body(regions[0]) for regions in kinds]
     called: dict[Node, Node] = {}
     for number, (regions, body) in enumerate(zip(kinds, bodies, strict=True)):

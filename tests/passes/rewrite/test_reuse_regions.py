@@ -137,6 +137,18 @@ def test_random_numbers_are_drawn_by_each_layer():
             attended = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.probability)
             return hidden + attended.transpose(1, 2).flatten(2), k
 
+    class Dropping(Layer):
+        def __init__(self, training):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+            self.drop.train(training)
+
+        def forward(self, hidden, mask):
+            q = k = v = self.drop(self.out(hidden)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            return hidden + F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2), k
+
+    assert kinds(*(Dropping(False) for _ in range(3))) == [3]
+    assert kinds(*(Dropping(True) for _ in range(3))) == []
     assert kinds(*(Inside(0.0) for _ in range(3))) == [3]
     assert kinds(*(Inside(0.1) for _ in range(3))) == []
 
