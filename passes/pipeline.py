@@ -38,6 +38,7 @@ from .analysis.rope import find_rope
 from .analysis.selector_functions import name_of
 from .analysis.tensor_parallel import find_tensor_parallel
 from .canonicalize.best_keys import write_best_keys
+from .canonicalize.equal_views import merge_equal_views
 from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
 from .canonicalize.sinks import write_sinks
@@ -133,6 +134,7 @@ def canonicalize(context: PassContext) -> None:
     embeddings = context.injection.embeddings
     make_functional(context.graph, embeddings)
     write_whole_slices(context.graph)
+    merge_equal_views(context.graph, embeddings)
     write_best_keys(context.graph)
     write_sinks(context.graph)
     context.slack = find_slack(context.emit, embeddings)

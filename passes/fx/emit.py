@@ -26,11 +26,15 @@ class Emitter:
     for a graph that Dynamo will trace once more, when sizes are known that the graph does not show.
 
     A tensor that the function holds of its own (the weights of a learned rule) becomes a constant of the graph.
+
+    Attributes:
+        added: the operators that were traced into the graph so far.
     """
 
     def __init__(self, module: GraphModule, trace: bool) -> None:
         self.module, self.graph, self.trace = module, module.graph, trace
         self.traced: dict[Any, GraphModule] = {}
+        self.added: list[Node] = []
 
     @contextmanager
     def before(self, node: Node) -> Iterator[None]:
@@ -136,6 +140,7 @@ class Emitter:
                 if node.target is torch.ops.aten.view.default:
                     # What can be viewed depends on strides, which the compiler of the graph may choose otherwise.
                     copies[node].target = torch.ops.aten.reshape.default
+                self.added.append(copies[node])
                 if node.op == "get_attr":
                     copies[node].target = self._keep(getattr(traced, str(node.target)))
         raise AssertionError("a graph ends with its output")

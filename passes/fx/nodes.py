@@ -162,12 +162,12 @@ def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def replace_by_call(
-    node: Node, function: Callable[..., Any], args: tuple[Any, ...], may_go: Callable[[Node], bool]
+    node: Node, function: Callable[..., Any], args: tuple[Any, ...], may_go: Callable[[Node], bool], **kwargs: Any
 ) -> None:
     """Put a call of ``function`` in place of ``node``, and erase what led to it alone, as far as it ``may_go``."""
     graph = node.graph
     with graph.inserting_before(node):
-        call = graph.call_function(function, args)
+        call = graph.call_function(function, args, kwargs)
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     unused = [node]

@@ -12,6 +12,7 @@ from ..fx.nodes import arguments, example_value, is_hidden_states
 from ..fx.sizes import expression, hint
 from ..held_positions import tell_kept_positions
 from ..token_dim.plan import Returned
+from .eager_loops import leave_to_eager
 from .metadata import check_shapes, forget, refresh
 
 
@@ -31,6 +32,7 @@ def finalize(context: PassContext) -> PruneResult:
     output = graph.output_node()
     output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
     restore_flex(context.emit, context.flex)
+    leave_to_eager(context.emit.added, context.injection.embeddings)
     graph.lint()
     context.emit.module.recompile()
     return PruneResult(

@@ -8,12 +8,14 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..analysis.equal_regions import Region, find_equal_regions
+from ..canonicalize.single_parts import write_single_parts
 from ..fx.nodes import copy_of, example_value, write_code
 
 
 def reuse_regions(module: GraphModule) -> GraphModule | None:
     """Return a copy of a graph in which equal layers are calls of one body; None where no two are equal."""
     module = copy_of(module)
+    write_single_parts(module.graph)
     kinds = find_equal_regions(module.graph)
     if not kinds:
         return None
