@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -11,7 +11,9 @@ from itertools import product
 from typing import Any
 
 import torch
+from sharp_compile.passes.rewrite.reuse_regions import reuse_regions
 from torch import nn
+from torch.fx import GraphModule
 from torch.testing import assert_close
 
 from tests import oracle
@@ -38,6 +40,11 @@ def logged(name: str, level: int) -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def layers_once(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """An inner backend that runs a graph as it is, but equal layers as calls of one, as Inductor gets them."""
+    return (reuse_regions(module) or module).forward
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:

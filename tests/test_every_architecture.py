@@ -25,11 +25,19 @@ import sharp_compile
 from tests import oracle
 from tests.architectures import ALL_ARCHITECTURES, shared_model, visual_mask
 from tests.rotation import seed
-from tests.support import assert_same_cache, assert_same_generation, assert_same_logits, cache_of, forward, generate
+from tests.support import (
+    assert_same_cache,
+    assert_same_generation,
+    assert_same_logits,
+    cache_of,
+    forward,
+    generate,
+    layers_once,
+)
 from tests.table import CALLS, check_on_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-OPTIONS = {"inner": "eager", "retention": 0.25}
+OPTIONS = {"inner": layers_once, "retention": 0.25}
 ROWS = {"one row": {}, "padded": {"batch": 2, "pad": [0, 3]}}
 # Its own sharp, the oracle knows for some of these only: there it takes the positions.
 SELECTORS = ("uniform", "fastv", "sharp")
