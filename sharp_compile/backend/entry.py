@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule
 
 from .. import report
 from ..integrations import dynamo, dynamo_messages, ours, recompile_limit, transformers
+from ..integrations.precompilation import take_backend_id
 from ..integrations.tracing import TraceAgain, hands_over
 from ..options import Config
 from ..passes.analysis.injection import find_injections, find_unknown, injects_into_input
@@ -27,8 +28,8 @@ from .callers import active_backend
 from .cross_graph import LinkedGraph
 from .injection_registry import find_annotated, registry
 from .inner import Compiled, compile_later, compile_now, compiler
+from .precompiled import Precompilable, keep
 from .reporting import decline, for_dynamo, skip
-from .runtime import CompiledPerSetting
 from .single_graph import compile_injecting, label_modalities
 from .untracked import UntrackedTokens
 
@@ -60,6 +61,7 @@ def sharp(
     """
     if transformers.prepare_graph(module.graph) or hands_over(active_backend()):
         raise TraceAgain("code that was traced is another one for this backend")
+    backend_id = take_backend_id(module)
     try:
         config = check(options, mode)
         graph_report = GraphReport(False, _NO_VISUAL_TOKENS)
@@ -71,13 +73,16 @@ def sharp(
             decline(graph_report, config, error)
         if not may_hold:
             _warn_beside(report.add(graph_report), module.graph, config)
-            return compile_now(module, inputs, config)
+            compiled = compile_now(module, inputs, config)
+            keep(module, backend_id, compiled, config)
+            return compiled
         compiled = _compile(module, inputs, config, shown)
     except ShortenTraceback:
         raise
     except (ValueError, CannotPrune) as error:
         raise for_dynamo(error) from error
-    return CompiledPerSetting(compiled, config, setting_of, functools.partial(_compile_for, module))
+    keep(module, backend_id, compiled, config)
+    return Precompilable(module, compiled, config, setting_of, _compile_for)
 
 
 def setting_of(backend: Any) -> Config | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.fx import GraphModule
 from .. import patches, report
 from ..flops import count_flops
 from ..passes.context import PruneResult, kept_at
+from ..passes.token_dim.plan import Returned
 from ..report import GraphReport
 from .callers import active_backend
 from .inner import Compiled
@@ -27,24 +29,28 @@ class CompiledPerSetting:
     backend, who get what they would have got without the limit: the graph compiled as they asked.
 
     Attributes:
+        module: the graph as Dynamo made it.
         latest: the backend of the latest call, and what ran.
     """
 
     def __init__(
         self,
+        module: GraphModule,
         compiled: Compiled,
         setting: Any,
         setting_of: Callable[[Any], Any],
-        compile_for: Callable[[Any, Any, Sequence[Any]], Compiled],
+        compile_for: Callable[[GraphModule, Any, Any, Sequence[Any]], Compiled],
     ) -> None:
         """Take a graph that was just compiled.
 
         Args:
+            module: the graph as Dynamo made it.
             compiled: the graph, for the backend that is active now.
             setting: the options that it was compiled with.
             setting_of: gives the options of a backend; None for a backend of others.
             compile_for: compiles the graph anew, for a backend, its options or None, and the inputs of a call.
         """
+        self.module = module
         self.setting_of, self.compile_for = setting_of, compile_for
         self.latest = backend, _ = active_backend(), compiled
         # A backend of others that calls this one is known by itself.
@@ -69,9 +75,35 @@ class CompiledPerSetting:
             for known, compiled in self.versions:
                 if known is not None and known == key:
                     return compiled
-            compiled = self.compile_for(active, setting, args)
+            compiled = self.compile_for(self.module, active, setting, args)
             self.versions.append((key, compiled))
             return compiled
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a pruned graph returns.
+
+    Attributes:
+        aux: the names of the auxiliary outputs, which come last; see ``PruneResult``.
+        returned: those of the graph's own results that are shortened.
+        states: the places of those that are hidden states ``[B, S', C]`` after the last cut.
+        stages: how often the graph is cut.
+        broke: whether Dynamo ended the graph by a break.
+    """
+
+    aux: tuple[str, ...]
+    returned: tuple[Returned, ...]
+    states: tuple[int, ...]
+    stages: int
+    broke: bool
+
+    @staticmethod
+    def of(module: GraphModule, pruned: PruneResult) -> Outputs:
+        """Return what a graph of Dynamo's returns once it is pruned."""
+        ended = getattr(module, "compile_subgraph_reason", None)
+        broke = ended is not None and bool(ended.graph_break)
+        return Outputs(pruned.aux_outputs, pruned.returned, pruned.states, len(pruned.cuts), broke)
 
 
 class PrunedGraph:
@@ -80,8 +112,8 @@ class PrunedGraph:
     Attributes:
         compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
         report: that of the graph.
-        pruned: what was done to the graph; ``aux_outputs`` are the names of the auxiliary outputs.
-        graphs: before and after pruning, for those who want to know what they take.
+        outputs: what it returns.
+        graphs: before and after pruning, for those who want to know what they take; None where they are not known.
         count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
             where the graph may be run for it.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
@@ -91,16 +123,14 @@ class PrunedGraph:
         self,
         compiled: Compiled,
         graph_report: GraphReport,
-        pruned: PruneResult,
-        graphs: tuple[GraphModule, GraphModule],
+        outputs: Outputs,
+        graphs: tuple[GraphModule, GraphModule] | None,
         count_text: Compiled | None,
         run_unpruned: Compiled | None,
         warn: bool,
     ) -> None:
-        self.compiled, self.report, self.pruned, self.graphs = compiled, graph_report, pruned, graphs
+        self.compiled, self.report, self.outputs, self.graphs = compiled, graph_report, outputs, graphs
         self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
-        ended = getattr(graphs[0], "compile_subgraph_reason", None)
-        self.broke: bool = ended is not None and ended.graph_break
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Run the graph on inputs like those it was traced with.
@@ -115,18 +145,19 @@ class PrunedGraph:
                 return self._run_unpruned(text, kept, args)
         results, aux = self._strip_aux_outputs(self.compiled(*args))
         text, kept = aux.pop("text"), aux["kept"]
-        stages = {stage: aux.pop(kept_at(stage), kept) for stage in range(1, len(self.pruned.cuts) + 1)}
+        stages = {stage: aux.pop(kept_at(stage), kept) for stage in range(1, self.outputs.stages + 1)}
         if has_too_much(text, kept.shape[1]):
             return self._run_unpruned(text, kept.shape[1], args)
         report.keep(self.report, **{name: tensor.clone() for name, tensor in aux.items()})
-        if report.flops_wanted():
+        if report.flops_wanted() and self.graphs is not None:
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
         length = aux["frame"].shape[1]
-        return tuple(hand_on(results, self.pruned.returned, self.pruned.states, stages, length, self.broke))
+        returned, states = self.outputs.returned, self.outputs.states
+        return tuple(hand_on(results, returned, states, stages, length, self.outputs.broke))
 
     def _strip_aux_outputs(self, results: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Tensor]]:
         """Part the graph's own results from its auxiliary outputs, by name."""
-        names = self.pruned.aux_outputs
+        names = self.outputs.aux
         return results[: -len(names)], dict(zip(names, results[-len(names) :], strict=True))
 
     def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:

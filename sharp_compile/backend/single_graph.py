@@ -24,7 +24,7 @@ from ..report import GraphReport
 from .injection_registry import publishing, return_injection
 from .inner import Compiled, compile_later, compile_now, compiler, reuses_layers
 from .reporting import breaks_so_far, decline, describe, last_break, log_pruned, skip
-from .runtime import PrunedGraph
+from .runtime import Outputs, PrunedGraph
 
 
 def compile_injecting(
@@ -128,8 +128,8 @@ def run_pruned(
         may_run_unpruned = count_text is not None
     if may_run_unpruned:
         unpruned = compile_later(module, functools.partial(compile_now, config=config))
-    graphs = module, pruned.module
-    return PrunedGraph(compiled, graph_report, pruned, graphs, count_text, unpruned, config.on_skip == "warn")
+    outputs, graphs = Outputs.of(module, pruned), (module, pruned.module)
+    return PrunedGraph(compiled, graph_report, outputs, graphs, count_text, unpruned, config.on_skip == "warn")
 
 
 def reason_of_end(module: GraphModule) -> Any:

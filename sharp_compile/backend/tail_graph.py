@@ -87,7 +87,8 @@ class TailGraph:
         self.module, self.compile_copy, self.decline = module, compile_copy, decline
         self.compiled: dict[tuple[int, bool], tuple[Compiled, Tail] | None] = {}
 
-    def find(self, inputs: Sequence[Any]) -> tuple[int, Shortened] | None:
+    @staticmethod
+    def find(inputs: Sequence[Any]) -> tuple[int, Shortened] | None:
         """The place of the hidden states among `inputs`, and what they are; None where there are none, or several."""
         found = [
             (place, record)

@@ -23,7 +23,8 @@ from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, _TorchDyn
 from torch._dynamo.utils import get_optimize_ddp_mode
 
 from .. import patches
-from . import regions, transformers
+from ..options import Config
+from . import precompilation, regions, transformers
 from .declined import decline
 from .marked import holds_compiled, mark
 
@@ -32,7 +33,7 @@ Backend = Callable[..., Any]
 _is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 
 
-def install(backend: Backend, check: Callable[..., object]) -> None:
+def install(backend: Backend, check: Callable[..., Config]) -> None:
     """Have Dynamo tell of what is compiled with ``backend``.
 
     Args:
@@ -51,13 +52,13 @@ def install(backend: Backend, check: Callable[..., object]) -> None:
     regions.keep_in_threads()
 
 
-def _noticing(original: Callable[..., Any], backend: Backend, check: Callable[..., object]) -> Callable[..., Any]:
+def _noticing(original: Callable[..., Any], backend: Backend, check: Callable[..., Config]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(context: OptimizeContext, target: Any) -> Any:
         if backend_of(context) is not backend or _is_private.get():
             return original(context, target)
-        check(**arguments_of(context))
-        return _compile(functools.partial(original, context), context, target)
+        setting = check(**arguments_of(context))
+        return _compile(functools.partial(original, context), context, target, setting)
 
     return call
 
@@ -72,13 +73,14 @@ def private() -> Iterator[None]:
         _is_private.reset(token)
 
 
-def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: Any) -> Any:
+def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: Any, setting: Config) -> Any:
     module = target if isinstance(target, torch.nn.Module) else getattr(target, "__self__", None)
     transformers.install()
     if isinstance(module, torch.nn.Module):
         transformers.prepare_model(module)
     context.enter_exit_hooks.append(_keep_graphs_whole)
     regions.keep_apart(context)
+    precompilation.name_apart(context, target, setting)
     compiled, options = original(target), arguments_of(context).get("options") or {}
     if not isinstance(module, torch.nn.Module):
         return compiled

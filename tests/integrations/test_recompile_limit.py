@@ -116,13 +116,13 @@ def test_kinds_of_calls_beyond_dynamos_limit():
 def graph_of_another_setting(monkeypatch):
     """Lets any setting run the graph that the first one compiled: as Dynamo does at its limit."""
     held = {}
-    first = entry.CompiledPerSetting
+    first = entry.Precompilable
 
     def hold(*arguments):
         held["graph"] = held.get("graph") or first(*arguments)
         return held["graph"]
 
-    monkeypatch.setattr(entry, "CompiledPerSetting", hold)
+    monkeypatch.setattr(entry, "Precompilable", hold)
 
     def run_held(module, inputs):
         return held.pop("graph", module.forward)
