@@ -9,16 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dynamo.utils import compilation_time_metrics
 from torch.utils.benchmark.utils.timer import timer as synchronizing_clock
+
+STAGES = ("dynamo", "passes", "aot", "inductor", "cpp")
+"""Where the time of a first call goes: tracing and guards, this package, AOTAutograd, Inductor's own work, and what it
+waits for (kernels that are built from C++ or by Triton, and loaded)."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of the repeats, the range of their middle half, and what the first call took on top."""
+    """Seconds: the median of the repeats, the range of their middle half, and what the first call took on top.
+
+    ``stages`` is what that was spent on, by the names of ``STAGES``: nothing where nothing was compiled.
+    """
 
     median: float
     spread: float
     compilation: float
+    stages: Mapping[str, float]
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -33,6 +42,22 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
+def spent_compiling() -> dict[str, float]:
+    """Return the seconds that this process has compiled so far, by stage, as PyTorch counts them itself."""
+    counted = {name: sum(times) for name, times in compilation_time_metrics.items()}
+    whole, backend, aot, inductor, built = (
+        counted.get(name, 0.0)
+        for name in (
+            "_compile.compile_inner",
+            "OutputGraph.call_user_compiler",
+            "create_aot_dispatcher_function",
+            "compile_fx.<locals>.fw_compiler_base",
+            "PyCodeCache.load_by_key_path",
+        )
+    )
+    return dict(zip(STAGES, (whole - backend, backend - aot, aot - inductor, inductor - built, built), strict=True))
+
+
 def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Callable[[str], None]) -> dict[str, Timing]:
     """Time functions in turns, so that what else the machine does meanwhile hits all of them.
 
@@ -42,10 +67,12 @@ def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Calla
         tick: called with the name before each call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    first = {}
+    first, stages = {}, {}
     for name, call in calls.items():
         tick(name)
+        before = spent_compiling()
         first[name] = seconds_of(call)
+        stages[name] = {stage: total - before[stage] for stage, total in spent_compiling().items()}
     for _ in range(repeats):
         for name, call in calls.items():
             tick(name)
@@ -54,5 +81,5 @@ def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, tick: Calla
     for name, taken in seconds.items():
         median = statistics.median(taken)
         low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else (median, median, median)
-        timings[name] = Timing(median, high - low, max(0.0, first[name] - median))
+        timings[name] = Timing(median, high - low, max(0.0, first[name] - median), stages[name])
     return timings

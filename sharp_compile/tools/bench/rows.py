@@ -33,7 +33,9 @@ class Row:
         peak_bytes: the most that was allocated at a time in a prefill, beside the weights.
         seconds_by_kind: where the time of one prefill went, under a profiler, by ``bench.measure.KINDS``.
         compile_s: how much longer the first call took.
+        compile_stages: what that was spent on, in seconds, by ``timing.STAGES``.
         passes_s: what of that our passes took; None where none ran.
+        distinct_layers: how many layers of the pruned graph have code of their own; None where nothing is pruned.
         decode_s_per_token: seconds of a decoding step after the prefill.
     """
 
@@ -59,7 +61,9 @@ class Row:
     peak_bytes: int
     seconds_by_kind: dict[str, float]
     compile_s: float
+    compile_stages: dict[str, float]
     passes_s: float | None
+    distinct_layers: int | None
     decode_s_per_token: float | None
 
 

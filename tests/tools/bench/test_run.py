@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 from sharp_compile.tools import cli
 from sharp_compile.tools.bench.rows import Row
 from sharp_compile.tools.bench.run import fits
+from sharp_compile.tools.timing import STAGES
 
 CONTRACT = {
     *("name", "model", "layers", "sequence_length", "pruned_length", "retention", "layer", "median_s"),
     *("speedup_vs_inductor", "flops", "flop_limit", "fraction_of_limit", "peak_bytes", "compile_s", "passes_s"),
-    "decode_s_per_token",
+    *("decode_s_per_token", "compile_stages"),
 }
 META = {"flops", "flops_share", "kv_bytes", "activation_peak_bytes"}
 
@@ -45,6 +46,16 @@ def test_a_small_benchmark(tmp_path, decode):
     assert sharp["pruned_length"] == by_hand["pruned_length"] < sharp["sequence_length"]
     assert sharp["passes_s"] > 0 and plain["passes_s"] is None
     assert (sharp["decode_s_per_token"] or 0) > 0 if decode else sharp["decode_s_per_token"] is None
+    stages = [row["compile_stages"] for row in rows]
+    assert all(set(each) == set(STAGES) for each in stages)
+    compiled = {"eager": False, "inductor": True, "handpatched": False, "sharp": True, "sharp-end": True}
+    assert [name for name, each in zip(names, stages, strict=True) if each["inductor"] > 0] == [
+        name for name in names if compiled[name]
+    ]
+    # Ours are the passes; Dynamo's traces are there as well. What is not counted is the run itself.
+    assert all(0 < sum(each.values()) for name, each in zip(names, stages, strict=True) if compiled[name])
+    assert sharp["compile_stages"]["passes"] > plain["compile_stages"]["passes"] >= 0
+    assert sharp["distinct_layers"] and plain["distinct_layers"] is None
     assert content["fits"] == []
     assert all(row["seconds_by_kind"]["products"] > 0 for row in rows) and not any(row["vision"] for row in rows)
     assert all(Image.open(picture).size[0] > 400 for picture in (time, speed))
