@@ -13,6 +13,7 @@ from torch import SymInt
 from torch._dynamo.backends.registry import lookup_backend
 from torch.fx import GraphModule
 
+from ..integrations import first_call
 from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
 from ..passes.fx.nodes import copy_of, example_value, write_code
@@ -26,6 +27,7 @@ Compiled = Callable[..., Any]
 
 def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hand a graph to the inner backend; Inductor gets equal layers as calls of one."""
+    first_call.now(f"{config.inner} compiles its graph")
     module = write_code(tell_all_positions(module))
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inductor:

@@ -24,7 +24,7 @@ from torch._dynamo.utils import get_optimize_ddp_mode
 
 from .. import patches
 from ..options import Config
-from . import precompilation, regions, transformers
+from . import first_call, precompilation, regions, transformers
 from .declined import decline
 from .marked import holds_compiled, mark
 
@@ -79,6 +79,8 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
     if isinstance(module, torch.nn.Module):
         transformers.prepare_model(module)
     context.enter_exit_hooks.append(_keep_graphs_whole)
+    if setting.on_skip != "silent":
+        context.enter_exit_hooks.append(first_call.watch)
     regions.keep_apart(context)
     precompilation.name_apart(context, target, setting)
     compiled, options = original(target), arguments_of(context).get("options") or {}

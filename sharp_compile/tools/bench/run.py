@@ -18,6 +18,7 @@ import sharp_compile
 from sharp_compile.options import Config
 from sharp_compile.tools import results_io
 from sharp_compile.tools.progress import progress
+from sharp_compile.tools.suppressed_logs import suppress_logs
 from sharp_compile.tools.timing import STAGES, interleave, seconds_of
 from sharp_compile.tools.weight_sharing import weight_sharing_copy
 
@@ -75,6 +76,7 @@ class _Way:
 
 def run(request: Request) -> list[Row]:
     """Measure and prints; returns the rows."""
+    suppress_logs()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(request.setup, device)
     machine = best_of(request.setup.dtype, device)

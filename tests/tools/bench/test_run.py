@@ -53,7 +53,7 @@ def test_a_small_benchmark(tmp_path, decode):
         name for name in names if compiled[name]
     ]
     # Ours are the passes; Dynamo's traces are there as well. What is not counted is the run itself.
-    assert all(0 < sum(each.values()) for name, each in zip(names, stages, strict=True) if compiled[name])
+    assert all(sum(each.values()) > 0 for name, each in zip(names, stages, strict=True) if compiled[name])
     assert sharp["compile_stages"]["passes"] > plain["compile_stages"]["passes"] >= 0
     assert sharp["distinct_layers"] and plain["distinct_layers"] is None
     assert content["fits"] == []
