@@ -38,7 +38,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "dedup": "hidden",
         "seed": 0,
         "hoist": True,
-        "reuse_layers": False,
+        "reuse_layers": True,
         "inner": "inductor",
         "inductor": MappingProxyType({}),
         "on_skip": "warn",

@@ -181,7 +181,7 @@ def test_the_defaults():
         dedup=Dedup(0.9, "hidden"),
         seed=0,
         hoist=True,
-        reuse_layers=False,
+        reuse_layers=True,
         inner="inductor",
         inductor=(),
         on_skip="warn",

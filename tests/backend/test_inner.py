@@ -45,13 +45,13 @@ def run(**options):
 
 def test_equal_layers_are_handed_over_as_calls_of_one(handed):
     graphs, _ = handed
-    expected, report = run()
+    expected, report = run(reuse_layers=False)
     assert report.distinct_layers == report.num_layers == 6
     (whole,) = graphs
     assert not calls(whole)
     torch._dynamo.reset()
     sharp_compile.reset()
-    actual, report = run(reuse_layers=True)
+    actual, report = run()
     # Layer 0 sees all tokens, layer 1 has the cut, the four after it are one.
     assert report.distinct_layers == 3
     assert len(calls(graphs[1])) == 4
@@ -61,7 +61,7 @@ def test_equal_layers_are_handed_over_as_calls_of_one(handed):
 def test_what_can_not_be_compiled_so_is_compiled_one_by_one(handed):
     graphs, refuses = handed
     refuses[CALL] = True
-    run(reuse_layers=True)
+    run()
     (whole,) = graphs
     assert not calls(whole)
 
@@ -69,7 +69,7 @@ def test_what_can_not_be_compiled_so_is_compiled_one_by_one(handed):
 def test_with_gradients_each_layer_is_compiled(handed):
     graphs, _ = handed
     model = Toy(layers=6)
-    model.compile(backend="sharp", options={"retention": 0.25, "reuse_layers": True})
+    model.compile(backend="sharp", options={"retention": 0.25})
     model(**toy_inputs())
     assert not any(calls(module) for module in graphs)
 

@@ -101,7 +101,7 @@ def test_a_function_of_the_users_is_compiled_anew(tmp_path):
 
 def test_caches_of_inductor_and_artifacts(tmp_path):
     one, other, artifacts = tmp_path / "one", tmp_path / "other", str(tmp_path / "artifacts")
-    options = {"retention": 0.25, "selector": "uniform", "reuse_layers": True, "hoist": False}
+    options = {"retention": 0.25, "selector": "uniform", "hoist": False}
     first = run(one, options=options, precompile=False, save=artifacts)
     assert first["misses"] > 0 == first["hits"]
     second = run(one, options=options, precompile=False)

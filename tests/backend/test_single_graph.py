@@ -422,7 +422,7 @@ def test_inductor_and_its_options():
     options = {"post_grad_custom_post_pass": hook, "max_autotune_gemm_backends": "ATEN"}
     with torch.no_grad():
         check(model, inputs, inner="inductor", inductor=options, selector="sharp", retention=0.25)
-    assert seen == ["ATEN"]
+    assert set(seen) == {"ATEN"}  # for the graph, and for what equal layers share
 
 
 FRESH = """
