@@ -10,6 +10,7 @@ results and on operands of the same shapes, strides and types, and give values o
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from ..fx.nodes import (
     writes_into_first,
 )
 from ..fx.sizes import expression
-from .attention import find_attention
+from .attention import Attention, find_attention
 from .dataflow import reached_from
 
 _RANDOM = ("rand", "normal_", "bernoulli", "uniform_", "exponential_", "multinomial", "poisson", "gumbel")
@@ -86,20 +87,32 @@ def _inputs_of_layers(graph: Graph, place: dict[Node, int]) -> list[Node]:
     """Return the hidden states that enter layers: what is added to that which is computed from them by attention."""
     found: dict[Node, None] = {}
     for attention in find_attention(graph):
-        above = reached_from([attention.query], lambda node: node.all_input_nodes)
-        below = reached_from([attention.output], lambda node: node.users)
-        node = _first_sum(attention.output, below, above, place)
+        node = _first_sum(attention, place)
         if node is not None:
             found[node] = None
     return sorted(found, key=place.__getitem__)
 
 
-def _first_sum(output: Node, below: set[Node], above: set[Node], place: dict[Node, int]) -> Node | None:
-    for node in sorted(below, key=place.__getitem__):
-        outside = [each for each in node.all_input_nodes if each in above and is_hidden_states(each)]
-        if node is not output and is_hidden_states(node) and outside:
-            return outside[0]
+def _first_sum(attention: Attention, place: dict[Node, int]) -> Node | None:
+    """Return the hidden states that the queries are of, and that something computed from the output is added to."""
+    waiting, seen = [(place[attention.output], attention.output)], {attention.output}
+    while waiting:
+        _, node = heapq.heappop(waiting)
+        if node is not attention.output and is_hidden_states(node):
+            for each in node.all_input_nodes:
+                if is_hidden_states(each) and each not in seen and _depends_on(attention.query, each, place):
+                    return each
+        for user in node.users:
+            if user not in seen:
+                seen.add(user)
+                heapq.heappush(waiting, (place[user], user))
     return None
+
+
+def _depends_on(node: Node, earlier: Node, place: dict[Node, int]) -> bool:
+    """Return whether a node is computed from another one; only what is between them is looked at."""
+    first = place[earlier]
+    return earlier in reached_from([node], lambda each: [up for up in each.all_input_nodes if place[up] >= first])
 
 
 def _up_to_each_state(start: Node, end: Node | None, place: dict[Node, int]) -> Iterator[set[Node]]:
@@ -107,11 +120,13 @@ def _up_to_each_state(start: Node, end: Node | None, place: dict[Node, int]) -> 
 
     ``end`` comes first; None is what is computed last.
     """
-    after = reached_from(start.users, lambda node: node.users)
+    after = reached_from(start.users, lambda node: [] if node is end else node.users)
+    after = {node for node in after if node.op != "output"}
     if end is not None:
         if end not in after:
             return
-        after = after - reached_from(end.users, lambda node: node.users)
+        if any(place[node] > place[end] for node in after):
+            after -= reached_from(end.users, lambda node: node.users)
     inside = nx.DiGraph()
     inside.add_edges_from(
         (parent, node) for node in after for parent in node.all_input_nodes if parent is start or parent in after
@@ -123,7 +138,7 @@ def _up_to_each_state(start: Node, end: Node | None, place: dict[Node, int]) -> 
     node = end if end is not None else max(tensors, key=place.__getitem__)
     while node is not start:
         if is_hidden_states(node):
-            yield {node} | (after - reached_from(node.users, lambda each: each.users))
+            yield after - reached_from(node.users, lambda each: [user for user in each.users if user in after])
         node = parent[node]
 
 
