@@ -17,6 +17,7 @@ from torch._dynamo.aot_compile import SerializableCallable
 from torch.fx import GraphModule
 
 from .. import report
+from ..integrations import ours
 from ..integrations.precompilation import Written, record_artifact, written_by
 from ..options import Config
 from ..passes.fx.nodes import copy_of
@@ -105,10 +106,8 @@ class PrecompiledGraph:
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph on inputs like those it was traced with."""
-        from .entry import setting_of
-
         active = active_backend()
-        if active is None or (setting_of(active) == self.kept.setting and not self._is_told_of(args)):
+        if active is None or (ours.setting_of(active) == self.kept.setting and not self._is_told_of(args)):
             return self.compiled(*args)
         for known, compiled in self.anew:
             if known == active:

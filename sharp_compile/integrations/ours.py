@@ -24,6 +24,15 @@ def backend() -> Backend:
     return _registered[0][0]
 
 
+def setting_of(other: Any) -> Config | None:
+    """Return the options with which a backend of Dynamo compiles by this one; None for a backend of others.
+
+    Raises:
+        ValueError: for a bad option.
+    """
+    return _registered[0][1](other)
+
+
 def is_ours(other: Any) -> bool:
     """Return whether Dynamo compiles with this backend, or with one that was made of it.
 
