@@ -1,0 +1,192 @@
+"""Has Dynamo trace a model for this backend, and keeps the pruned graph with all that its inputs and results are."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from .. import report
+from ..backend.entry import sharp
+from ..integrations.recompile_limit import isolated
+from ..integrations.transformers import cache_state, features, prepare_model
+from ..integrations.transformers.features import FeatureCall, Input
+from ..passes.errors import CannotPrune
+from ..passes.fx.nodes import example_value
+from ..passes.fx.sizes import expression
+from .plain import write_plain
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter or buffer of the model, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A tensor in what the calls that make features return, counted through all of them."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of another input of the graph."""
+
+    of: Input | Weight | Feature | Tensor
+    dim: int
+
+
+Source = Input | Weight | Size | Feature | Tensor
+"""Where an input of the graph comes from; a tensor that is none of these is a constant."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A pruned graph, and what it is given and gives.
+
+    Attributes:
+        module: the graph, in plain PyTorch.
+        sources: of its inputs.
+        results: the places of its results, by name: ``logits`` or ``last_hidden_state``, ``kept`` and ``kept_1`` and so
+            on, and the tensors of the cache.
+        calls: what makes features, in front of the graph.
+        report: what was done.
+    """
+
+    module: GraphModule
+    sources: tuple[Source, ...]
+    results: Mapping[str, int]
+    calls: tuple[FeatureCall, ...]
+    report: report.GraphReport
+
+
+class _Recorder:
+    """The inner backend: runs the graph as it is, and keeps it with what it was given and gave."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[GraphModule, Sequence[Any], Sequence[Any]]] = []
+
+    def __call__(self, module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            results = module(*args)
+            self.runs.append((module, args, results))
+            return results
+
+        return run
+
+
+class _Returns:
+    """What the calls that make features are to return, where Dynamo sees it come from arguments."""
+
+    value: Any = None
+
+
+def capture(
+    model: nn.Module, inputs: Mapping[str, Any], calls: list[FeatureCall], options: Mapping[str, Any], dynamic: bool
+) -> Captured:
+    """Trace a model's forward call, pruned.
+
+    Args:
+        model: The model.
+        inputs: The keyword arguments.
+        calls: What makes features: not traced, its results are inputs of the graph.
+        options: Those of the backend.
+        dynamic: Whether sizes of inputs are symbols.
+
+    Raises:
+        CannotPrune: Where the graph can't be pruned, or is not one graph.
+    """
+    prepare_model(model)
+    recorder, returns = _Recorder(), _Returns()
+    fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    results = [call.result for call in calls]
+    for value in tensors_in(results):
+        torch._dynamo.mark_static(value, value.ndim - 1)
+
+    def call(given: dict[str, Any], made: list[Any]) -> Any:
+        returns.value = made
+        output = model.forward(**given, **fixed, use_cache=True)
+        return _logits(output), getattr(output, "past_key_values", None)
+
+    compiled = torch.compile(
+        _own_code(call),
+        backend=sharp,
+        options={**options, "inner": recorder, "on_skip": "raise"},
+        fullgraph=True,
+        dynamic=dynamic,
+        **isolated(),
+    )
+    with (
+        features.returning(model, calls, lambda: returns.value),
+        torch._dynamo.config.patch(specialize_float=True),
+        report.watch() as graphs,
+        torch.no_grad(),
+    ):
+        try:
+            logits, cache = compiled(tensors, results)
+        except torch._dynamo.exc.Unsupported as error:
+            raise CannotPrune(f"the model's call is not one graph: {str(error).splitlines()[0]}") from error
+    told = [graph for graph in graphs if graph.pruned]
+    if not told or not recorder.runs:
+        raise CannotPrune(graphs[-1].reason if graphs else "no graph was traced")
+    module, args, outputs = recorder.runs[-1]
+    write_plain(module)
+    places = {id(value): place for place, value in enumerate(outputs)}
+    named = {name: places[id(value)] for name, value in _results(logits, cache).items()}
+    weights = {id(value): Weight(name) for name, value in (*model.named_parameters(), *model.named_buffers())}
+    known = weights | {id(value): Input(name) for name, value in tensors.items()}
+    known |= {id(value): Feature(place) for place, value in enumerate(tensors_in(results))}
+    return Captured(module, _sources(module, args, known), named, tuple(calls), told[-1])
+
+
+def _own_code(function: types.FunctionType) -> types.FunctionType:
+    """Return a function whose code is of its own: what Dynamo keeps for it goes when it goes."""
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, closure=function.__closure__)
+
+
+def tensors_in(results: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
+
+
+def _results(logits: Tensor, cache: Any) -> dict[str, Tensor]:
+    """Return what a program returns, by name."""
+    kept = {} if cache is None else cache_state.kept_of(cache)
+    return {"logits": logits, **kept_names(kept), **({} if cache is None else cache_state.tensors_of(cache))}
+
+
+def kept_names(kept: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Name the kept positions of layers: ``kept`` after the last cut, ``kept_1`` and so on after those before."""
+    stages = list({id(value): value for value in kept.values()}.values())
+    return {"kept" if stage == len(stages) else f"kept_{stage}": value for stage, value in enumerate(stages, 1)}
+
+
+def _sources(module: GraphModule, args: Sequence[Any], known: Mapping[int, Any]) -> tuple[Source, ...]:
+    nodes = module.graph.find_nodes(op="placeholder")
+    whole = {node: known.get(id(value), value) for node, value in zip(nodes, args, strict=True)}
+    return tuple(_size(node, whole) if isinstance(example_value(node), SymInt) else whole[node] for node in nodes)
+
+
+def _size(node: Node, whole: Mapping[Node, Any]) -> Size:
+    wanted = expression(example_value(node))
+    for other, source in whole.items():
+        value = example_value(other)
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if expression(size) == wanted:
+                return Size(source, dim)
+    raise CannotPrune(f"the graph is given {node.name}, a number that is no size of its inputs")
