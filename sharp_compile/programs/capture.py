@@ -59,6 +59,7 @@ class Captured:
         results: the places of its results, by name: ``logits`` or ``last_hidden_state``, ``kept`` and ``kept_1`` and so
             on, and the tensors of the cache.
         calls: what makes features, in front of the graph.
+        cache: the cache of the example; None where the model makes none.
         report: what was done.
     """
 
@@ -66,6 +67,7 @@ class Captured:
     sources: tuple[Source, ...]
     results: Mapping[str, int]
     calls: tuple[FeatureCall, ...]
+    cache: Any
     report: report.GraphReport
 
 
@@ -116,7 +118,7 @@ def capture(
     def call(given: dict[str, Any], made: list[Any]) -> Any:
         returns.value = made
         output = model.forward(**given, **fixed, use_cache=True)
-        return _logits(output), getattr(output, "past_key_values", None)
+        return _logits(output), cache_in(output)
 
     compiled = torch.compile(
         _own_code(call),
@@ -146,7 +148,7 @@ def capture(
     weights = {id(value): Weight(name) for name, value in (*model.named_parameters(), *model.named_buffers())}
     known = weights | {id(value): Input(name) for name, value in tensors.items()}
     known |= {id(value): Feature(place) for place, value in enumerate(tensors_in(results))}
-    return Captured(module, _sources(module, args, known), named, tuple(calls), told[-1])
+    return Captured(module, _sources(module, args, known), named, tuple(calls), cache, told[-1])
 
 
 def _own_code(function: types.FunctionType) -> types.FunctionType:
@@ -164,16 +166,26 @@ def _logits(output: Any) -> Tensor:
     return output.last_hidden_state if logits is None else logits
 
 
+def cache_in(output: Any) -> Any:
+    """Return the cache in what a model returned; None where there is none."""
+    cache = getattr(output, "cache", None)
+    return getattr(output, "past_key_values", None) if cache is None else cache
+
+
+def kept_names(kept: Mapping[int, Tensor]) -> dict[int, str]:
+    """Name the kept positions of layers: ``kept`` after the last cut, ``kept_1`` and so on after those before."""
+    stages = list(dict.fromkeys(id(value) for value in kept.values()))
+    names = {stage: f"kept_{number}" for number, stage in enumerate(stages, 1)} | {each: "kept" for each in stages[-1:]}
+    return {layer: names[id(value)] for layer, value in kept.items()}
+
+
 def _results(logits: Tensor, cache: Any) -> dict[str, Tensor]:
     """Return what a program returns, by name."""
-    kept = {} if cache is None else cache_state.kept_of(cache)
-    return {"logits": logits, **kept_names(kept), **({} if cache is None else cache_state.tensors_of(cache))}
-
-
-def kept_names(kept: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Name the kept positions of layers: ``kept`` after the last cut, ``kept_1`` and so on after those before."""
-    stages = list({id(value): value for value in kept.values()}.values())
-    return {"kept" if stage == len(stages) else f"kept_{stage}": value for stage, value in enumerate(stages, 1)}
+    if cache is None:
+        return {"logits": logits}
+    kept = cache_state.kept_of(cache)
+    names = kept_names(kept)
+    return {"logits": logits, **{names[layer]: kept[layer] for layer in kept}, **cache_state.tensors_of(cache)}
 
 
 def _sources(module: GraphModule, args: Sequence[Any], known: Mapping[int, Any]) -> tuple[Source, ...]:

@@ -26,6 +26,14 @@ _READ = {
     Tensor.__bool__,
     Tensor.__index__,
 }
+# Functions that read sizes, which models give them as tensors too.
+_TAKE_SIZES = {
+    *("view", "reshape", "expand", "repeat", "tile", "unflatten", "split", "narrow"),
+    *("arange", "linspace", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"),
+    *("interpolate", "pad"),
+}
+
+_UNKNOWN = object()
 
 
 class KnownValues(TorchFunctionMode):
@@ -48,12 +56,14 @@ class KnownValues(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _READ and id(args[0]) in self.values:
             return self._read(func, args[0])
+        if getattr(func, "__name__", "") in _TAKE_SIZES:
+            args, kwargs = pytree.tree_map_only(Tensor, self._number, (args, kwargs))
         given = pytree.tree_leaves((args, kwargs))
         known = all(id(leaf) in self.values for leaf in given if isinstance(leaf, Tensor))
         # In front of the function, which may write into its arguments.
-        expected = self._compute(func, args, kwargs) if known else None
+        expected = self._compute(func, args, kwargs) if known else _UNKNOWN
         result = func(*args, **kwargs)
-        if expected is None:
+        if expected is _UNKNOWN:
             self._forget(func, given)
             return result
         for traced, value in _pairs(result, expected):
@@ -71,8 +81,13 @@ class KnownValues(TorchFunctionMode):
         torch._assert_async(same.all(), f"this program is for inputs in which the model reads {numbers}")
         return result
 
+    def _number(self, tensor: Tensor) -> Any:
+        """Return the number that a tensor of one integer is known to hold; other tensors as they are."""
+        is_size = tensor.ndim == 0 and not tensor.is_floating_point() and id(tensor) in self.values
+        return self._read(Tensor.item, tensor) if is_size else tensor
+
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what a function gives for the example; None where that can't be known."""
+        """Return what a function gives for the example; ``_UNKNOWN`` where that can't be known."""
 
         def example(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
@@ -81,10 +96,10 @@ class KnownValues(TorchFunctionMode):
 
         try:
             args, kwargs = pytree.tree_map(example, (args, kwargs))
-            with _disable_current_modes(), torch.no_grad():
+            with _disable_current_modes():
                 return func(*args, **kwargs)
         except Exception:  # the trace itself will tell of it
-            return None
+            return _UNKNOWN
 
     def _forget(self, func: Any, given: Iterable[Any]) -> None:
         """Forget a tensor that was written into by what is not known."""

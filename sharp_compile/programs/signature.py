@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from ..passes.errors import CannotPrune
+
+_STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 class Program(nn.Module):
@@ -33,26 +36,37 @@ def _with_keywords(names: tuple[str, ...], run: Callable[..., Any]) -> Callable[
     return forward
 
 
-def to_program(module: Program, inputs: Mapping[str, Tensor], dynamic: bool) -> ExportedProgram:
+def to_program(
+    module: Program, inputs: Mapping[str, Tensor], varying: Mapping[str, Collection[int]]
+) -> ExportedProgram:
     """Export a module.
 
     Args:
         module: What to export.
         inputs: An example.
-        dynamic: Whether sizes may vary: all those that the module does not fix.
+        varying: By the name of an input, its dimensions that may vary, if the module does not fix them.
 
     Raises:
         CannotPrune: Where ``torch.export`` can't trace it.
     """
-    shapes = {name: dict.fromkeys(range(value.ndim), Dim.AUTO) for name, value in inputs.items()} if dynamic else None
+    shapes = {name: dict.fromkeys(varying.get(name, ()), Dim.AUTO) for name in inputs}
     try:
         with torch.no_grad():
             program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CannotPrune(f"torch.export can't trace it: {type(error).__name__}: {error}") from error
-    drop_unused_weights(program)
+    _drop_unused(program)
     return program
 
 
-def drop_unused_weights(program: ExportedProgram) -> None:
-    """Leave out of a program the weights that it does not read."""
+def _drop_unused(program: ExportedProgram) -> None:
+    """Leave out of a program the weights and constants that it does not read."""
+    graph, signature = program.graph_module.graph, program.graph_signature
+    graph.eliminate_dead_code()
+    unused = {node.name: node for node in graph.find_nodes(op="placeholder") if not node.users}
+    for spec in [each for each in signature.input_specs if each.kind in _STORED and each.arg.name in unused]:
+        graph.erase_node(unused[spec.arg.name])
+        signature.input_specs.remove(spec)
+        program.state_dict.pop(spec.target, None)
+        program.constants.pop(spec.target, None)
+    program.graph_module.recompile()

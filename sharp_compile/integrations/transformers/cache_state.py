@@ -69,11 +69,11 @@ def _filled_layer(like: Any, number: int, tensors: Mapping[str, Tensor], kept: A
 
 
 def _held(layer: Any) -> dict[str, Any]:
-    """Return the attributes of a layer that hold tensors, those of ours left out."""
+    """Return the attributes of a layer that hold its state, those of ours and private constants left out."""
     return {
         name: value
         for name, value in vars(layer).items()
-        if not name.startswith("sharp_") and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+        if not name.startswith(("_", "sharp_")) and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
     }
 
 
