@@ -33,6 +33,6 @@ def export(model: nn.Module, *, dynamic: bool = True, **given: Any) -> ExportedP
 def export_decode(model: nn.Module, prefill: ExportedProgram, *, dynamic: bool = True) -> ExportedProgram:
     captured = _captured[prefill]
     _, inputs = prefill.example_inputs
-    state = dict(prefill.module()(**inputs))
-    del state["logits"]
+    # Clones: that an example is a view of something would be a guard of the program.
+    state = {name: value.clone() for name, value in prefill.module()(**inputs).items() if name != "logits"}
     return export_step(unwrap(model), captured.cache, state, dynamic)

@@ -111,7 +111,8 @@ def capture(
     recorder, returns = _Recorder(), _Returns()
     fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    results = [call.result for call in calls]
+    # Clones: Dynamo makes symbols of the offsets of views.
+    results = pytree.tree_map_only(Tensor, torch.clone, [call.result for call in calls])
     for value in tensors_in(results):
         torch._dynamo.mark_static(value, value.ndim - 1)
 

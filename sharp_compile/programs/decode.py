@@ -68,4 +68,6 @@ class _Step:
         output = self.model.forward(
             input_ids=given["input_ids"], attention_mask=after["attention_mask"], use_cache=True, **arguments
         )
-        return {"logits": output.logits, **after, **cache_state.tensors_of(cache_in(output))}
+        after |= cache_state.tensors_of(cache_in(output))
+        state = {name: after[name].contiguous() for name in given if name != "input_ids"}
+        return {"logits": output.logits, **state}

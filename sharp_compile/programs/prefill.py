@@ -44,7 +44,9 @@ def export_prefill(
             for call in captured.calls:
                 made += tensors_in(call.repeat(model, given))
         results = captured.module(*(_value(source, model, given, made) for source in captured.sources))
-        return {name: results[place] for name, place in captured.results.items()} | _beside(given)
+        outputs = {name: results[place] for name, place in captured.results.items()} | _beside(given)
+        # A compiled step reads them by the strides that its example had.
+        return {name: value.contiguous() for name, value in outputs.items()}
 
     varying = {name: _varying(value) for name, value in tensors.items()} if dynamic else {}
     return to_program(Program(model, tuple(tensors), run), tensors, varying), captured
