@@ -16,6 +16,7 @@ from .. import report
 from ..backend.entry import sharp
 from ..integrations.recompile_limit import isolated
 from ..integrations.transformers import cache_state, features, prepare_model
+from ..integrations.transformers.broadcast_masks import broadcasting
 from ..integrations.transformers.features import FeatureCall, Input
 from ..passes.errors import CannotPrune
 from ..passes.fx.nodes import example_value
@@ -70,6 +71,20 @@ class Captured:
     cache: Any
     report: report.GraphReport
 
+    def check_sizes(self, args: Sequence[Any]) -> None:
+        """Check that sizes are equal which Dynamo found to be, or fixed where it fixed them: the graph relies on it."""
+        seen: dict[Any, Any] = {}
+        for node, arg in zip(self.module.graph.find_nodes(op="placeholder"), args, strict=True):
+            example = example_value(node)
+            if not isinstance(example, Tensor):
+                continue
+            for known, size in zip(example.shape, arg.shape, strict=True):
+                wanted = expression(known)
+                if wanted.is_Integer:
+                    torch._check(size == int(wanted))
+                elif wanted.is_Symbol:
+                    torch._check(size == seen.setdefault(wanted, size))
+
 
 class _Recorder:
     """The inner backend: runs the graph as it is, and keeps it with what it was given and gave."""
@@ -112,12 +127,14 @@ def capture(
     fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     # Clones: Dynamo makes symbols of the offsets of views.
-    results = pytree.tree_map_only(Tensor, torch.clone, [call.result for call in calls])
-    for value in tensors_in(results):
+    leaves, spec = pytree.tree_flatten([call.result for call in calls])
+    leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    made = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    for value in made:
         torch._dynamo.mark_static(value, value.ndim - 1)
 
-    def call(given: dict[str, Any], made: list[Any]) -> Any:
-        returns.value = made
+    def call(given: dict[str, Any], results: list[Any]) -> Any:
+        returns.value = results
         output = model.forward(**given, **fixed, use_cache=True)
         return _logits(output), cache_in(output)
 
@@ -131,12 +148,13 @@ def capture(
     )
     with (
         features.returning(model, calls, lambda: returns.value),
+        broadcasting(),
         torch._dynamo.config.patch(specialize_float=True),
         report.watch() as graphs,
         torch.no_grad(),
     ):
         try:
-            logits, cache = compiled(tensors, results)
+            logits, cache = compiled(tensors, pytree.tree_unflatten(leaves, spec))
         except torch._dynamo.exc.Unsupported as error:
             raise CannotPrune(f"the model's call is not one graph: {str(error).splitlines()[0]}") from error
     told = [graph for graph in graphs if graph.pruned]
@@ -148,7 +166,7 @@ def capture(
     named = {name: places[id(value)] for name, value in _results(logits, cache).items()}
     weights = {id(value): Weight(name) for name, value in (*model.named_parameters(), *model.named_buffers())}
     known = weights | {id(value): Input(name) for name, value in tensors.items()}
-    known |= {id(value): Feature(place) for place, value in enumerate(tensors_in(results))}
+    known |= {id(value): Feature(place) for place, value in enumerate(made)}
     return Captured(module, _sources(module, args, known), named, tuple(calls), cache, told[-1])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..integrations.transformers import cache_state, prepare_model
+from ..integrations.transformers.broadcast_masks import broadcasting
 from .capture import cache_in, kept_names
 from .signature import Program, to_program
 
@@ -35,7 +36,8 @@ def export_step(model: nn.Module, like: Any, state: Mapping[str, Tensor], dynami
     mask = state["attention_mask"]
     inputs = {"input_ids": torch.zeros_like(mask[:, :1], dtype=torch.int64), **state}
     varying = {name: _varying(value) for name, value in inputs.items()} if dynamic else {}
-    return to_program(Program(model, tuple(inputs), step), inputs, varying)
+    with broadcasting():
+        return to_program(Program(model, tuple(inputs), step), inputs, varying)
 
 
 def _varying(value: Tensor) -> tuple[int, ...]:

@@ -43,7 +43,9 @@ def export_prefill(
         with KnownValues(given, tensors):
             for call in captured.calls:
                 made += tensors_in(call.repeat(model, given))
-        results = captured.module(*(_value(source, model, given, made) for source in captured.sources))
+        args = [_value(source, model, given, made) for source in captured.sources]
+        captured.check_sizes(args)
+        results = captured.module(*args)
         outputs = {name: results[place] for name, place in captured.results.items()} | _beside(given)
         # A compiled step reads them by the strides that its example had.
         return {name: value.contiguous() for name, value in outputs.items()}
