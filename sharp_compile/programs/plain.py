@@ -17,9 +17,15 @@ from ..kernels.multi_gather import reference as gather
 def write_plain(module: GraphModule) -> None:
     """Write a graph's operators of ours as functions of plain PyTorch, which tracing goes into."""
     for node in module.graph.nodes:
-        if isinstance(node.target, OpOverload) and (plain := _PLAIN.get(node.target.name())) is not None:
-            node.target = plain
+        name = node.target.name() if isinstance(node.target, OpOverload) else node.target
+        node.target = _PLAIN.get(name, node.target)
     module.recompile()
+
+
+def check_all(condition: Tensor, message: str | Callable[[], str] | None = None) -> None:
+    """``torch._check_tensor_all`` without a number that depends on data, which not all exporters take."""
+    text = message() if callable(message) else message
+    torch._assert_async(condition.all(), text or "a check of the model's own failed")
 
 
 def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budget: Tensor, threshold: float) -> Tensor:
@@ -49,7 +55,17 @@ def greedy_cosine_dedup(vectors: Tensor, order: Tensor, candidates: Tensor, budg
     return torch.zeros_like(order).scatter_add(1, order, skips.long()) > 0
 
 
-_PLAIN: dict[str, Callable[..., Any]] = {
+def diagonal(values: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The main diagonal of the last two dimensions, by a gather: not all exporters take the operator."""
+    if (offset, dim1 % values.ndim, dim2 % values.ndim) != (0, values.ndim - 2, values.ndim - 1):
+        return torch.diagonal(values, offset, dim1, dim2)
+    place = torch.arange(values.shape[-2], device=values.device)[:, None]
+    return values.gather(-1, place.expand(*values.shape[:-1], 1)).squeeze(-1)
+
+
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    torch._check_tensor_all: check_all,
+    "aten::diagonal": diagonal,
     "sharp_compile::attention_column_sums": column_sums.attention_column_sums,
     "sharp_compile::greedy_cosine_dedup": greedy_cosine_dedup,
     "sharp_compile::multi_gather": gather.multi_gather,

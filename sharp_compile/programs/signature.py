@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx import Graph
 
 from ..passes.errors import CannotPrune
 
@@ -55,6 +56,7 @@ def to_program(
             program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CannotPrune(f"torch.export can't trace it: {type(error).__name__}: {error}") from error
+    _drop_empty(program.graph_module.graph)
     _drop_unused(program)
     return program
 
@@ -70,3 +72,13 @@ def _drop_unused(program: ExportedProgram) -> None:
         program.state_dict.pop(spec.target, None)
         program.constants.pop(spec.target, None)
     program.graph_module.recompile()
+
+
+def _drop_empty(graph: Graph) -> None:
+    """Leave empty tensors out of concatenations: a cache begins with some, of one dimension, that others refuse."""
+    for node in [each for each in graph.nodes if each.target is torch.ops.aten.cat.default]:
+        parts = [part for part in node.args[0] if tuple(part.meta["val"].shape) != (0,)]
+        if len(parts) == 1:
+            node.replace_all_uses_with(parts[0])
+        elif parts:
+            node.args = (parts, *node.args[1:])
