@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import SymInt, Tensor, nn
@@ -18,8 +18,9 @@ from ..integrations.recompile_limit import isolated
 from ..integrations.transformers import cache_state, features, prepare_model
 from ..integrations.transformers.broadcast_masks import broadcasting
 from ..integrations.transformers.features import FeatureCall, Input
+from ..passes.context import AUX_OUTPUT
 from ..passes.errors import CannotPrune
-from ..passes.fx.nodes import example_value
+from ..passes.fx.nodes import arguments, example_value
 from ..passes.fx.sizes import expression
 from .plain import write_plain
 
@@ -57,19 +58,19 @@ class Captured:
     Attributes:
         module: the graph, in plain PyTorch.
         sources: of its inputs.
-        results: the places of its results, by name: ``logits`` or ``last_hidden_state``, ``kept`` and ``kept_1`` and so
-            on, and the tensors of the cache.
+        results: the places of its results, by name: ``logits``, ``kept`` and ``kept_1`` and so on, and the tensors of
+            the cache.
+        text: the place of the number of text tokens of each row, ``[B]``; None where no row could have too many.
         calls: what makes features, in front of the graph.
         cache: the cache of the example; None where the model makes none.
-        report: what was done.
     """
 
     module: GraphModule
     sources: tuple[Source, ...]
     results: Mapping[str, int]
+    text: int | None
     calls: tuple[FeatureCall, ...]
     cache: Any
-    report: report.GraphReport
 
     def check_sizes(self, args: Sequence[Any]) -> None:
         """Check that sizes are equal which Dynamo found to be, or fixed where it fixed them: the graph relies on it."""
@@ -123,66 +124,56 @@ def capture(
         CannotPrune: Where the graph can't be pruned, or is not one graph.
     """
     prepare_model(model)
-    recorder, returns = _Recorder(), _Returns()
-    fixed = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
-    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     # Clones: Dynamo makes symbols of the offsets of views.
     leaves, spec = pytree.tree_flatten([call.result for call in calls])
     leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    made = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    made, recorder = tensors_in(leaves), _Recorder()
     for value in made:
         torch._dynamo.mark_static(value, value.ndim - 1)
-
-    def call(given: dict[str, Any], results: list[Any]) -> Any:
-        returns.value = results
-        output = model.forward(**given, **fixed, use_cache=True)
-        return _logits(output), cache_in(output)
-
-    compiled = torch.compile(
-        _own_code(call),
-        backend=sharp,
-        options={**options, "inner": recorder, "on_skip": "raise"},
-        fullgraph=True,
-        dynamic=dynamic,
-        **isolated(),
-    )
+    options = {**options, "inner": recorder, "on_skip": "raise"}
+    tensors, returned = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}, _Returns()
+    call = _call(model, {name: value for name, value in inputs.items() if name not in tensors}, returned)
     with (
-        features.returning(model, calls, lambda: returns.value),
+        features.returning(model, calls, lambda: returned.value),
         broadcasting(),
         torch._dynamo.config.patch(specialize_float=True),
         report.watch() as graphs,
         torch.no_grad(),
     ):
+        compiled = torch.compile(call, backend=sharp, options=options, fullgraph=True, dynamic=dynamic, **isolated())
         try:
             logits, cache = compiled(tensors, pytree.tree_unflatten(leaves, spec))
         except torch._dynamo.exc.Unsupported as error:
             raise CannotPrune(f"the model's call is not one graph: {str(error).splitlines()[0]}") from error
-    told = [graph for graph in graphs if graph.pruned]
-    if not told or not recorder.runs:
+    if not recorder.runs or not any(graph.pruned for graph in graphs):
         raise CannotPrune(graphs[-1].reason if graphs else "no graph was traced")
     module, args, outputs = recorder.runs[-1]
     write_plain(module)
     places = {id(value): place for place, value in enumerate(outputs)}
-    named = {name: places[id(value)] for name, value in _results(logits, cache).items()}
-    weights = {id(value): Weight(name) for name, value in (*model.named_parameters(), *model.named_buffers())}
-    known = weights | {id(value): Input(name) for name, value in tensors.items()}
-    known |= {id(value): Feature(place) for place, value in enumerate(made)}
-    return Captured(module, _sources(module, args, known), named, tuple(calls), cache, told[-1])
+    results = {name: places[id(value)] for name, value in _results(logits, cache).items()}
+    known: dict[int, Any] = {id(value): Feature(place) for place, value in enumerate(made)}
+    known |= {id(value): Input(name) for name, value in tensors.items()}
+    known |= {id(value): Weight(name) for name, value in (*model.named_parameters(), *model.named_buffers())}
+    return Captured(module, _sources(module, args, known), results, _place_of_text(module), tuple(calls), cache)
 
 
-def _own_code(function: types.FunctionType) -> types.FunctionType:
-    """Return a function whose code is of its own: what Dynamo keeps for it goes when it goes."""
-    code = function.__code__.replace()
-    return types.FunctionType(code, function.__globals__, function.__name__, closure=function.__closure__)
+def _call(model: nn.Module, fixed: Mapping[str, Any], returned: _Returns) -> Callable[..., Any]:
+    """Return what Dynamo traces, with code of its own: what Dynamo keeps for it goes when it goes."""
+    fixed = {"use_cache": True, **fixed}
+
+    def call(given: dict[str, Any], results: list[Any]) -> Any:
+        returned.value = results
+        output = model.forward(**given, **fixed)
+        logits = getattr(output, "logits", None)
+        return output.last_hidden_state if logits is None else logits, cache_in(output)
+
+    function = cast(types.FunctionType, call)
+    return types.FunctionType(function.__code__.replace(), globals(), call.__name__, closure=function.__closure__)
 
 
 def tensors_in(results: Any) -> list[Tensor]:
+    """Return the tensors in whatever a model holds them in, in order."""
     return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
-
-
-def _logits(output: Any) -> Tensor:
-    logits = getattr(output, "logits", None)
-    return output.last_hidden_state if logits is None else logits
 
 
 def cache_in(output: Any) -> Any:
@@ -205,6 +196,13 @@ def _results(logits: Tensor, cache: Any) -> dict[str, Tensor]:
     kept = cache_state.kept_of(cache)
     names = kept_names(kept)
     return {"logits": logits, **{names[layer]: kept[layer] for layer in kept}, **cache_state.tensors_of(cache)}
+
+
+def _place_of_text(module: GraphModule) -> int | None:
+    for place, node in enumerate(arguments(module.graph.output_node())[0]):
+        if node.meta.get(AUX_OUTPUT) == "text" and node.meta["example_value"].shape[0] != 1:
+            return place
+    return None
 
 
 def _sources(module: GraphModule, args: Sequence[Any], known: Mapping[int, Any]) -> tuple[Source, ...]:

@@ -17,7 +17,11 @@ aten = torch.ops.aten
 
 _CHECKS = (
     *(aten._assert_async.msg, aten._assert_async.default, aten._assert_scalar.default),
-    *(aten._assert_tensor_metadata.default, aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default),
+    *(
+        aten._assert_tensor_metadata.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    ),
 )
 
 

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..short_repr import short_repr
+
 _READ = {
     Tensor.tolist,
     Tensor.item,
@@ -58,6 +60,8 @@ class KnownValues(TorchFunctionMode):
             return self._read(func, args[0])
         if getattr(func, "__name__", "") in _TAKE_SIZES:
             args, kwargs = pytree.tree_map_only(Tensor, self._number, (args, kwargs))
+        if func is Tensor.__getitem__ and self._is_known_mask(args[1]):
+            args = args[0], self._places(args[1])
         given = pytree.tree_leaves((args, kwargs))
         known = all(id(leaf) in self.values for leaf in given if isinstance(leaf, Tensor))
         # In front of the function, which may write into its arguments.
@@ -78,8 +82,17 @@ class KnownValues(TorchFunctionMode):
             numbers = value.tolist()
             result = func(value)
         same = tensor == torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device)
-        torch._assert_async(same.all(), f"this program is for inputs in which the model reads {numbers}")
+        message = f"this program is for inputs in which the model reads {short_repr(numbers)}, as in its example"
+        torch._assert_async(same.all(), message)
         return result
+
+    def _is_known_mask(self, index: Any) -> bool:
+        return isinstance(index, Tensor) and index.dtype == torch.bool and id(index) in self.values
+
+    def _places(self, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return where a mask is true, for an index by it: that has no size that depends on data."""
+        places = self._read(lambda value: value.nonzero(as_tuple=True), mask)
+        return tuple(torch.tensor(each.tolist(), device=mask.device) for each in places)
 
     def _number(self, tensor: Tensor) -> Any:
         """Return the number that a tensor of one integer is known to hold; other tensors as they are."""

@@ -46,12 +46,23 @@ def export_prefill(
         args = [_value(source, model, given, made) for source in captured.sources]
         captured.check_sizes(args)
         results = captured.module(*args)
+        if captured.text is not None:
+            _check_text(results[captured.text], results[captured.results["kept"]])
         outputs = {name: results[place] for name, place in captured.results.items()} | _beside(given)
         # A compiled step reads them by the strides that its example had.
         return {name: value.contiguous() for name, value in outputs.items()}
 
     varying = {name: _varying(value) for name, value in tensors.items()} if dynamic else {}
     return to_program(Program(model, tuple(tensors), run), tensors, varying), captured
+
+
+def _check_text(text: Tensor, kept: Tensor) -> None:
+    """Have the program end with an error for a row with more text ``[B]`` than positions are kept ``[B, S']``."""
+    message = (
+        "a row has more text tokens than positions are kept: the batch mixes videos with rows of little or no video; "
+        "run those apart, or export with a higher retention"
+    )
+    torch._assert_async((text <= kept.shape[1]).all(), message)
 
 
 def _varying(value: Tensor) -> range:

@@ -55,7 +55,8 @@ def to_program(
         with torch.no_grad():
             program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise CannotPrune(f"torch.export can't trace it: {type(error).__name__}: {error}") from error
+        what = str(error).strip().partition("\n")[0]
+        raise CannotPrune(f"torch.export can't trace the model: {type(error).__name__}: {what}") from error
     _drop_empty(program.graph_module.graph)
     _drop_unused(program)
     return program

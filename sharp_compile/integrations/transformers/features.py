@@ -81,7 +81,8 @@ def watch_features(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Fe
                 made.append(result[0])
             elif depth == 0:
                 shown = pytree.tree_map_only(Tensor, lambda value: Input(names.get(id(value), "")), (args, kwargs))
-                seen.setdefault((module, method), []).append(FeatureCall(module, method, *shown, result))
+                call = FeatureCall(module, method, shown[0], shown[1], result)
+                seen.setdefault((module, method), []).append(call)
             return result
 
         return watched
