@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx import Graph
 
 from ..passes.errors import CannotPrune
 
@@ -50,14 +49,16 @@ def to_program(
     Raises:
         CannotPrune: Where ``torch.export`` can't trace it.
     """
-    shapes = {name: dict.fromkeys(varying.get(name, ()), Dim.AUTO) for name in inputs}
+    # torch.export takes a size of one for fixed, and says so of each.
+    dims = {name: [dim for dim in varying.get(name, ()) if value.shape[dim] != 1] for name, value in inputs.items()}
+    shapes = {name: dict.fromkeys(dims[name], Dim.AUTO) for name in inputs}
     try:
         with torch.no_grad():
             program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         what = str(error).strip().partition("\n")[0]
         raise CannotPrune(f"torch.export can't trace the model: {type(error).__name__}: {what}") from error
-    _drop_empty(program.graph_module.graph)
+    _drop_empty(program)
     _drop_unused(program)
     return program
 
@@ -75,11 +76,14 @@ def _drop_unused(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _drop_empty(graph: Graph) -> None:
+def _drop_empty(program: ExportedProgram) -> None:
     """Leave empty tensors out of concatenations: a cache begins with some, of one dimension, that others refuse."""
+    graph = program.graph_module.graph
     for node in [each for each in graph.nodes if each.target is torch.ops.aten.cat.default]:
         parts = [part for part in node.args[0] if tuple(part.meta["val"].shape) != (0,)]
         if len(parts) == 1:
             node.replace_all_uses_with(parts[0])
         elif parts:
             node.args = (parts, *node.args[1:])
+    for spec, node in zip(program.graph_signature.output_specs, graph.output_node().args[0], strict=True):
+        spec.arg.name = node.name
