@@ -135,6 +135,8 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     taken = inspect.signature(model.forward).parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
     for name, value in inputs.items():
+        if name in _CACHES:
+            raise ValueError(f"{name}={short_repr(value)}: the program begins with an empty cache; leave it out")
         if name not in taken and not (takes_any and isinstance(value, Tensor)):
             raise ValueError(
                 f"{name}={short_repr(value)}: neither an option nor an argument of the model's forward"
@@ -142,8 +144,6 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
             )
         if not isinstance(value, Tensor) and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
             raise ValueError(f"{name}={short_repr(value)}: tensors inside of others can't be inputs of a program")
-        if name in _CACHES:
-            raise ValueError(f"{name}: the program begins with an empty cache; leave it out")
     if not any(isinstance(value, Tensor) for value in inputs.values()):
         raise ValueError("export needs an example of the inputs of a forward call: input_ids, pixels and so on")
     if model.training:

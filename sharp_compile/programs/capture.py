@@ -136,7 +136,7 @@ def capture(
     with (
         features.returning(model, calls, lambda: returned.value),
         broadcasting(),
-        torch._dynamo.config.patch(specialize_float=True),
+        torch._dynamo.config.patch(specialize_int=True, specialize_float=True),
         report.watch() as graphs,
         torch.no_grad(),
     ):

@@ -24,7 +24,7 @@ def model():
         ({"inner": "eager"}, "option inner='eager': a program is not compiled"),
         ({"on_skip": "warn"}, "option on_skip='warn': a program is not compiled"),
         ({"dynamic": 1}, "dynamic=1: must be True or False"),
-        ({"past_key_values": 1}, "past_key_values: the program begins with an empty cache"),
+        ({"past_key_values": 1}, "past_key_values=1: the program begins with an empty cache"),
         ({"pixel_values": [torch.ones(1)]}, "pixel_values=.*tensors inside of others"),
     ],
 )
@@ -49,7 +49,7 @@ def test_a_model_in_training_mode(model):
 
 def test_a_text_is_no_pruned_program(model):
     with pytest.raises(sharp_compile.CannotPrune, match="no visual tokens are injected"):
-        sharp_compile.export(model, **text_only(inputs_of(NAME, 12)))
+        sharp_compile.export(model, input_ids=text_only(20))
 
 
 def test_a_layer_that_leaves_none(model):
