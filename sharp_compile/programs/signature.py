@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from ..passes.errors import CannotPrune
 
+_CONTIGUOUS = {"memory_format": torch.contiguous_format}
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -82,7 +83,11 @@ def _drop_empty(program: ExportedProgram) -> None:
     for node in [each for each in graph.nodes if each.target is torch.ops.aten.cat.default]:
         parts = [part for part in node.args[0] if tuple(part.meta["val"].shape) != (0,)]
         if len(parts) == 1:
-            node.replace_all_uses_with(parts[0])
+            # A copy, as before: what comes after was traced with its strides.
+            with graph.inserting_before(node):
+                copied = graph.call_function(torch.ops.aten.clone.default, (parts[0],), _CONTIGUOUS)
+            copied.meta = dict(node.meta)
+            node.replace_all_uses_with(copied)
         elif parts:
             node.args = (parts, *node.args[1:])
     for spec, node in zip(program.graph_signature.output_specs, graph.output_node().args[0], strict=True):

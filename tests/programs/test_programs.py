@@ -39,6 +39,7 @@ def test_the_oracle_says_the_same(name):
     for text in (12, 19):
         inputs = inputs_of(name, text)
         generated, _, _ = by_hand(name, inputs)
+        assert all(value.is_contiguous() for value in prefill.module()(**inputs).values())
         tokens, logits = answers(prefill.module(), step.module(), inputs)
         assert tokens.tolist() == generated.sequences[:, -NEW:].tolist()
         assert_close(logits, torch.stack(generated.logits), **TOLERANCE)
