@@ -125,6 +125,10 @@ class PruneResult:
     least: int
 
 
+AUX_OUTPUT = "aux_output"
+"""The name by which the node of an auxiliary output has its own in its ``meta``."""
+
+
 def kept_at(stage: int) -> str:
     """Return the name of the auxiliary output that has the positions kept at a stage before the last."""
     return f"kept_{stage}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration
     from .explanation import Explanation, explain
     from .passes.errors import CannotPrune
+    from .programs import export, export_decode
     from .report import GraphReport, reports, reset
     from .selector_registry import register_selector
     from .selectors import Context
@@ -37,6 +38,8 @@ __all__ = [
     "calibrate",
     "compile",
     "explain",
+    "export",
+    "export_decode",
     "patches",
     "register_selector",
     "reports",
@@ -53,6 +56,8 @@ _DEFINED_IN = {
     "calibrate": "api",
     "compile": "api",
     "explain": "explanation",
+    "export": "programs",
+    "export_decode": "programs",
     "register_selector": "selector_registry",
     "reports": "report",
     "reset": "report",

@@ -90,6 +90,13 @@ def test_an_adapter_learns_while_tokens_are_dropped(shown):
     assert "263 -> 32 tokens after layer 1" in text
 
 
+def test_programs_answer_where_transformers_is_not_loaded(shown):
+    text = shown("export_program", "--format", "export", "--questions", "2")
+    assert "loaded of transformers and sharp_compile: neither" in text
+    answers = re.findall(r"program: (\S+), compiled: (\S+), right: (\S+); the same tokens", text)
+    assert len(answers) == 2 and all(len(set(each)) == 1 for each in answers)
+
+
 def test_a_quantised_model_answers_pruned(shown):
     pytest.importorskip("torchao")
     text = shown("quantise_and_prune", "--questions", "4", "--inner", "eager")

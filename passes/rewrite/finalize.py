@@ -7,7 +7,7 @@ import operator
 from torch.fx import Node
 
 from ..canonicalize.flex_to_sdpa import restore_flex
-from ..context import PassContext, PruneResult, kept_at
+from ..context import AUX_OUTPUT, PassContext, PruneResult, kept_at
 from ..fx.nodes import arguments, example_value, is_hidden_states
 from ..fx.sizes import expression, hint
 from ..held_positions import tell_kept_positions
@@ -29,6 +29,8 @@ def finalize(context: PassContext) -> PruneResult:
     _restore_windows(context)
     _restore_numbers(context)
     tell_kept_positions(graph, {node: plan.stage for node, plan in plans.items()}, [each.original for each in stages])
+    for name, node in context.aux_outputs.items():
+        node.meta[AUX_OUTPUT] = name
     output = graph.output_node()
     output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
     restore_flex(context.emit, context.flex)

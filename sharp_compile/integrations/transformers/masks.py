@@ -118,8 +118,9 @@ def _take_columns(mask: Tensor | None, columns: Tensor, queries: int) -> Tensor:
     is_hidden = is_hidden | (columns >= width)
     places = columns.clamp(min=0).clamp(max=width - 1)[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
     taken = mask.expand(columns.shape[0], -1, -1, -1).gather(-1, places)
-    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    return taken.masked_fill(is_hidden[:, None, None], hidden)
+    if mask.dtype == torch.bool:
+        return taken & ~is_hidden[:, None, None]
+    return taken.masked_fill(is_hidden[:, None, None], torch.finfo(mask.dtype).min)
 
 
 def _block_columns(mask: BlockMask, columns: Tensor) -> BlockMask:

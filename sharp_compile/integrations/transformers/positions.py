@@ -13,11 +13,11 @@ each function here asks ``is_tracked`` first.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from ... import patches
 from ...passes.held_positions import HELD_POSITIONS
@@ -43,6 +43,16 @@ def dropped_in(layer: Any) -> int:
     """Return how many positions fewer than were seen a layer holds."""
     kept = kept_in(layer)
     return 0 if kept is None else getattr(layer, _SEEN) - kept.shape[1]
+
+
+def track(cache: Any, kept: Mapping[int, Tensor], seen: int | SymInt) -> None:
+    """Tell a cache that some of its layers, by number, hold the positions ``kept`` ``[B, N]`` of ``seen`` ones."""
+    setattr(cache, _TRACKED, True)
+    for number, layer in enumerate(cache.layers):
+        vars(layer).pop(_KEPT, None)
+        if number in kept:
+            setattr(layer, _KEPT, kept[number])
+            setattr(layer, _SEEN, seen)
 
 
 def is_ragged(layer: Any) -> bool:
@@ -273,11 +283,12 @@ def _own_kind(layer: Any) -> str:
     return "" if type(layer).update.__module__ == "transformers.cache_utils" else type(layer).__name__
 
 
-def _seen_now(layer: Any) -> int:
+def _seen_now(layer: Any) -> Any:
     """Return how many positions a layer has seen, whatever it holds of them."""
     for name in ("cumulative_length_int", "cumulative_length"):
         count = getattr(layer, name, None)
-        if isinstance(count, int):
+        # A symbol, in a program, is no int.
+        if count is not None and not isinstance(count, Tensor):
             return count
     kept = kept_in(layer)
     assert kept is not None
