@@ -13,9 +13,9 @@ from tests.programs.families import FAMILIES, NEW, PAD, answers, by_hand, inputs
 from tests.support import TOLERANCE, assert_same_logits, real_at
 
 ALONE = Path(__file__).parent / "alone.py"
-families = pytest.mark.parametrize("name", FAMILIES)
-first_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != FAMILIES[0])) for name in FAMILIES]
+# One with a tower that varies with the frames, and one whose rotary positions are an input.
+families = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place > 1)) for place, name in enumerate(FAMILIES)]
 )
 
 
@@ -73,7 +73,8 @@ def test_a_saved_program_runs_without_transformers(name, tmp_path):
     run_alone(tmp_path, name, "export")
 
 
-@first_family
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_ahead_of_time(name, tmp_path):
     # One row: of several ones torch 2.13 can't order the strides where the number of frames varies as well.
     for file, program in zip(("prefill", "step"), programs(name, pad=(0,)), strict=True):
