@@ -58,7 +58,9 @@ def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Comp
     def compiled() -> Compiled:
         traceable = copy_of(module)
         make_traceable(traceable)
-        return torch.compile(write_code(traceable), backend=backend, dynamic=True if symbolic else None)
+        # Precompiled code is found by the name of its function, which is the same for all such graphs.
+        with torch._dynamo.config.patch(caching_precompile=False):
+            return torch.compile(write_code(traceable), backend=backend, dynamic=True if symbolic else None)
 
     def run(*args: Any) -> Any:
         with lock:

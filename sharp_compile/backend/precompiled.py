@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from .. import report
 from ..integrations import ours
-from ..integrations.precompilation import Written, record_artifact, written_by
+from ..integrations.precompilation import Written, may_change, record_artifact, written_by
 from ..options import Config
 from ..passes.fx.nodes import copy_of
 from ..report import GraphReport
@@ -146,7 +146,7 @@ def _kept(module: GraphModule, compiled: Any, setting: Config) -> _Kept:
     Raises:
         NotKept: where that can't be.
     """
-    if callable(setting.selector) or callable(setting.inner):
+    if may_change(setting):
         raise NotKept("functions of the user's can change from one process to the next")
     takes_embeddings = isinstance(compiled, LinkedGraph)
     if isinstance(compiled, LinkedGraph):

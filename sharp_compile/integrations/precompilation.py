@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import _reset_precompile_entries
 from torch._dynamo import aot_compile, package
 from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.precompile_context import BackendCacheArtifact, PrecompileContext
 from torch.fx import GraphModule
 
 from ..options import Config
+from ..selector_registry import find_rule
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def name_apart(context: Any, target: Any, setting: Config) -> None:
     held = getattr(context, "_package", None)
     if held is None or held.is_initialized():
         return
-    held.__class__, held.suffix = _NamedApart, f" for {_digest(setting)}"
+    owner = type(target if isinstance(target, nn.Module) else getattr(target, "__self__", None))
+    # `model.compile()` compiles the same method of any model.
+    held.__class__, held.suffix = _NamedApart, f" of {owner.__module__}.{owner.__qualname__} for {_digest(setting)}"
     function = target.forward if isinstance(target, nn.Module) else target
     found = package.DynamoCache.load(_renamed(innermost_fn(function), held.suffix))
     if found is not None:
@@ -61,10 +65,18 @@ def name_apart(context: Any, target: Any, setting: Config) -> None:
             held.initialize(function, found.dynamo, ignore_inlined_sources=False)
             held.install(found.backends)
             return
-        except RuntimeError as error:  # other versions, other sources
-            log.debug("nothing is taken from another process: %s", error)
-            held._initialized = False
+        except Exception as error:  # other versions, other sources, and guards that PyTorch writes and can't read
+            log.warning("sharp_compile compiles anew what was precompiled: %s: %s", type(error).__name__, error)
+            _unload(held)
     held.initialize(function, None, ignore_inlined_sources=False)
+
+
+def _unload(held: package.CompilePackage) -> None:
+    """Have no code run that was loaded: it may call what was not."""
+    if held.is_initialized():
+        for code, entry in held._codes.items():
+            _reset_precompile_entries(package._lookup_code(entry) if entry.code_source else code)
+        held._initialized = False
 
 
 def _renamed(function: Any, suffix: str) -> FunctionType:
@@ -77,9 +89,18 @@ def _renamed(function: Any, suffix: str) -> FunctionType:
 
 def _digest(setting: Config) -> str:
     """Return what is the same in each process for the same options and the same code of ours."""
-    if callable(setting.selector) or callable(setting.inner):
-        return uuid.uuid4().hex  # a function may be another one in the next process
+    if may_change(setting):
+        return uuid.uuid4().hex
     return hashlib.sha256(_our_code() + pickle.dumps(setting)).hexdigest()
+
+
+def may_change(setting: Config) -> bool:
+    """Return whether options name functions of the user's, which may be others in the next process."""
+    score: Any = find_rule(setting).score
+    while isinstance(score, functools.partial):
+        score = score.func
+    is_ours = str(getattr(score, "__module__", "")).startswith("sharp_compile.")
+    return callable(setting.inner) or not is_ours
 
 
 @functools.cache

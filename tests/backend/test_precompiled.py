@@ -20,8 +20,12 @@ if task.get("load"):
     torch.compiler.load_cache_artifacts(open(task["load"], "rb").read())
 torch.manual_seed(0)
 model, inputs = Toy(layers=4).eval(), toy_inputs(**task.get("inputs", {}))
-if task.get("selector") == "own":
-    task["options"]["selector"] = lambda ctx: ctx.hidden.norm(dim=-1)
+own = lambda ctx: ctx.hidden.norm(dim=-1)
+if task.get("selector") == "function":
+    task["options"]["selector"] = own
+elif task.get("selector") == "name":
+    task["options"]["selector"] = "brightest"
+    sharp_compile.register_selector("brightest")(own)
 if task["backend"] == "sharp":
     model.compile(backend="sharp", options=task["options"])
 else:
@@ -93,8 +97,9 @@ def test_several_rows(tmp_path):
     assert (first["length"], first["sum"]) == (second["length"], second["sum"])
 
 
-def test_a_function_of_the_users_is_compiled_anew(tmp_path):
-    first, second = run(tmp_path, selector="own"), run(tmp_path, selector="own")
+@pytest.mark.parametrize("given_by", ["function", "name"])
+def test_a_function_of_the_users_is_compiled_anew(tmp_path, given_by):
+    first, second = run(tmp_path, selector=given_by), run(tmp_path, selector=given_by)
     assert second["found"] == 0 < second["frames"]
     assert first["sum"] == second["sum"]
 

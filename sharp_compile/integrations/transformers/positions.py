@@ -280,7 +280,8 @@ def _choosing_rows(of_kept: Callable[..., Tensor]) -> Callable[[Callable[..., An
 
 def _own_kind(layer: Any) -> str:
     """Return the class of a layer that keeps tokens in a way that is not transformers'; nothing for others."""
-    return "" if type(layer).update.__module__ == "transformers.cache_utils" else type(layer).__name__
+    # Of its method, not of its class: Dynamo would guard on the class, which it can't write down.
+    return "" if layer.update.__module__ == "transformers.cache_utils" else type(layer).__name__
 
 
 def _seen_now(layer: Any) -> Any:
