@@ -83,13 +83,14 @@ def test_what_another_backend_compiled_is_not_taken(tmp_path):
     assert run(tmp_path, "eager")["length"] == 26
 
 
-@pytest.mark.parametrize(("then", "length"), [("eager", 26), ("sharp", 16)])
+@pytest.mark.parametrize(("then", "length"), [("eager", 26), pytest.param("sharp", 16, marks=pytest.mark.slow)])
 def test_precompiled_code_that_another_backend_or_setting_meets(tmp_path, then, length):
     first, second = run(tmp_path, then=then), run(tmp_path, then=then)
     assert first["then"] == second["then"] == length
     assert first["length"] == second["length"] == 11
 
 
+@pytest.mark.slow
 def test_several_rows(tmp_path):
     batch = {"inputs": {"rows": 2}}
     first, second = run(tmp_path, **batch), run(tmp_path, **batch)
@@ -97,7 +98,7 @@ def test_several_rows(tmp_path):
     assert (first["length"], first["sum"]) == (second["length"], second["sum"])
 
 
-@pytest.mark.parametrize("given_by", ["function", "name"])
+@pytest.mark.parametrize("given_by", ["function", pytest.param("name", marks=pytest.mark.slow)])
 def test_a_function_of_the_users_is_compiled_anew(tmp_path, given_by):
     first, second = run(tmp_path, selector=given_by), run(tmp_path, selector=given_by)
     assert second["found"] == 0 < second["frames"]
@@ -146,3 +147,29 @@ def test_aot_compile(tmp_path):
     saved, loaded = (output_of(AHEAD, str(tmp_path), task) for task in ("save", "load"))
     assert saved == loaded
     assert saved.startswith("11 ")
+
+
+GENERATE = """
+import os, sys
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.argv[1]
+import torch
+import sharp_compile
+from tests.architectures import ALL_ARCHITECTURES
+from tests.support import generate
+
+torch._dynamo.config.caching_precompile = True
+architecture = ALL_ARCHITECTURES["llava_onevision"]
+model = architecture.build()
+inputs = architecture.inputs(model, batch=2, pad=[0, 3])
+sharp_compile.compile(model, inner="eager", retention=0.25, selector="uniform")
+print(generate(model, inputs, max_new_tokens=3).sequences.tolist())
+print([report.summary() for report in sharp_compile.reports() if report.pruned])
+torch.compiler.save_cache_artifacts()
+"""
+
+
+@pytest.mark.slow
+def test_what_pytorch_can_not_read_again_is_compiled_anew(tmp_path):
+    first, second = output_of(GENERATE, str(tmp_path)), output_of(GENERATE, str(tmp_path))
+    assert first == second
+    assert "pruned after layer 1" in first

@@ -13,9 +13,8 @@ from tests.programs.families import FAMILIES, NEW, PAD, answers, by_hand, inputs
 from tests.support import TOLERANCE, assert_same_logits, real_at
 
 ALONE = Path(__file__).parent / "alone.py"
-# One with a tower that varies with the frames, and one whose rotary positions are an input.
 families = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place > 1)) for place, name in enumerate(FAMILIES)]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != FAMILIES[0])) for name in FAMILIES]
 )
 
 
