@@ -1,6 +1,6 @@
 """Every architecture, call and kind of cache: pruned as the oracle prunes by hand, or declined with a reason.
 
-The whole matrix is slow. One case of a twelfth of the architectures is not, by the seed of `tests.rotation`: CI runs
+The whole matrix is slow. One case of a twenty-fourth of the architectures is not, by the seed of `tests.rotation`: CI runs
 that.
 `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md` runs all of it, and
 writes what came out. Every case that runs otherwise is compared with that page.
@@ -78,8 +78,8 @@ def cases():
         if (name, call) in FAILS_IN_TRANSFORMERS:
             continue
         selector = SELECTORS[(number // 6 + place + row) % 3]
-        # One of the six of each for every twelfth seed, counted so that a seed has calls and rows of every kind.
-        marks = [] if (number + number // 6 - seed()) % 72 == 0 else [pytest.mark.slow]
+        # One of the six of each for every twenty-fourth seed, counted so that a seed has calls and rows of every kind.
+        marks = [] if (number + number // 6 - seed()) % 144 == 0 else [pytest.mark.slow]
         yield pytest.param(name, call, rows, selector, marks=marks, id=f"{name}-{call}-{rows}-{selector}")
 
 

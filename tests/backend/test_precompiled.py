@@ -83,7 +83,8 @@ def test_what_another_backend_compiled_is_not_taken(tmp_path):
     assert run(tmp_path, "eager")["length"] == 26
 
 
-@pytest.mark.parametrize(("then", "length"), [("eager", 26), pytest.param("sharp", 16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("then", "length"), [("eager", 26), ("sharp", 16)])
 def test_precompiled_code_that_another_backend_or_setting_meets(tmp_path, then, length):
     first, second = run(tmp_path, then=then), run(tmp_path, then=then)
     assert first["then"] == second["then"] == length

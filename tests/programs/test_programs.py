@@ -65,7 +65,8 @@ def run_alone(folder, name, kind, pad=PAD):
     assert_close(logits, torch.stack(generated.logits), **TOLERANCE)
 
 
-@families
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_saved_program_runs_without_transformers(name, tmp_path):
     for file, program in zip(("prefill", "step"), programs(name), strict=True):
         torch.export.save(program, tmp_path / f"{file}.pt2")
