@@ -1,7 +1,7 @@
 """Every architecture, call and kind of cache: pruned as the oracle prunes by hand, or declined with a reason.
 
-The whole matrix is slow. One case of a twenty-fourth of the architectures is not, by the seed of `tests.rotation`: CI runs
-that.
+The whole matrix is slow. One case of a twenty-fourth of the architectures is not, by the seed of `tests.rotation`: CI
+runs that.
 `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md` runs all of it, and
 writes what came out. Every case that runs otherwise is compared with that page.
 """
