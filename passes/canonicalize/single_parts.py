@@ -20,13 +20,13 @@ def write_single_parts(graph: Graph) -> None:
         parts = node.args[0] if node.args else None
         if not isinstance(parts, list | tuple):
             continue
-        values = [example_tensor(part) for part in parts]
-        known = [value for value in values if value is not None]
-        full = [part for part, value in zip(parts, values, strict=True) if value is None or value.shape != (0,)]
-        result = example_tensor(node)
-        if len(known) < len(parts) or len(full) != 1 or result is None or not _is_in_rows(result):
+        result, values = example_tensor(node), [example_tensor(part) for part in parts]
+        if result is None or not _is_in_rows(result):
             continue
-        if all(value.dtype == result.dtype and value.device == result.device for value in known):
+        if any(value is None or (value.dtype, value.device) != (result.dtype, result.device) for value in values):
+            continue
+        full = [part for part, value in zip(parts, values, strict=True) if value is not None and value.shape != (0,)]
+        if len(full) == 1:
             replace_by_call(node, torch.clone, (full[0],), _is_constant, memory_format=torch.contiguous_format)
 
 

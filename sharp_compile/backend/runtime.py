@@ -99,9 +99,8 @@ class Outputs:
     broke: bool
 
     @staticmethod
-    def of(module: GraphModule, pruned: PruneResult) -> Outputs:
-        """Return what a graph of Dynamo's returns once it is pruned."""
-        ended = getattr(module, "compile_subgraph_reason", None)
+    def of(pruned: PruneResult, ended: Any) -> Outputs:
+        """Return what a pruned graph returns; ``ended`` is why Dynamo ended it where it did, None if not known."""
         broke = ended is not None and bool(ended.graph_break)
         return Outputs(pruned.aux_outputs, pruned.returned, pruned.states, len(pruned.cuts), broke)
 

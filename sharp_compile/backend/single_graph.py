@@ -128,7 +128,7 @@ def run_pruned(
         may_run_unpruned = count_text is not None
     if may_run_unpruned:
         unpruned = compile_later(module, functools.partial(compile_now, config=config))
-    outputs, graphs = Outputs.of(module, pruned), (module, pruned.module)
+    outputs, graphs = Outputs.of(pruned, reason_of_end(module)), (module, pruned.module)
     return PrunedGraph(compiled, graph_report, outputs, graphs, count_text, unpruned, config.on_skip == "warn")
 
 

@@ -25,7 +25,7 @@ from ..sharp_options import nearest
 from ..short_repr import short_repr
 from ..unwrap import unwrap
 from .capture import Captured
-from .decode import export_step
+from .decode import CACHES, export_step
 from .formats import output_names, to_onnx, to_openvino
 from .prefill import export_prefill
 
@@ -33,7 +33,6 @@ __all__ = ["export", "export_decode", "output_names", "to_onnx", "to_openvino"]
 
 # Options that say how a graph is compiled or what else is done with it: a program is what others compile.
 _OF_COMPILATION = ("inner", "inductor", "on_skip", "reuse_layers")
-_CACHES = ("cache", "past_key_values")
 
 _captured: weakref.WeakKeyDictionary[ExportedProgram, Captured] = weakref.WeakKeyDictionary()
 
@@ -135,7 +134,7 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     taken = inspect.signature(model.forward).parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
     for name, value in inputs.items():
-        if name in _CACHES:
+        if name in CACHES:
             raise ValueError(f"{name}={short_repr(value)}: the program begins with an empty cache; leave it out")
         if name not in taken and not (takes_any and isinstance(value, Tensor)):
             raise ValueError(

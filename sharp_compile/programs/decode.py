@@ -16,7 +16,7 @@ from .capture import cache_in, kept_names
 from .signature import Program, to_program
 
 # What ``forward`` calls its cache, in newer versions and in older ones.
-_CACHES = ("cache", "past_key_values")
+CACHES = ("cache", "past_key_values")
 
 
 def export_step(model: nn.Module, like: Any, state: Mapping[str, Tensor], dynamic: bool) -> ExportedProgram:
@@ -54,7 +54,7 @@ class _Step:
         self.model, self.like = model, like
         self.kept = kept_names(cache_state.kept_of(like))
         taken = inspect.signature(model.forward).parameters
-        self.cache_name = next(name for name in _CACHES if name in taken)
+        self.cache_name = next(name for name in CACHES if name in taken)
 
     def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mask = given["attention_mask"]
