@@ -150,8 +150,9 @@ def _kept(module: GraphModule, compiled: Any, setting: Config) -> _Kept:
         raise NotKept("functions of the user's can change from one process to the next")
     takes_embeddings = isinstance(compiled, LinkedGraph)
     if isinstance(compiled, LinkedGraph):
-        if compiled.unlinked is None:
-            raise NotKept("it reads embeddings that another graph puts visual features into")
+        # Unpruned, it watches in each call for visual features that no graph told of.
+        if not isinstance(compiled.unlinked, PrunedGraph):
+            raise NotKept("it reads embeddings that another graph may put visual features into")
         compiled = compiled.unlinked
     pruned = None
     if isinstance(compiled, PrunedGraph):

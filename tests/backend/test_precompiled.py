@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from sharp_compile.backend import entry, precompiled
 from tests.process import output_of
 
 PROGRAM = """
@@ -104,6 +106,16 @@ def test_a_function_of_the_users_is_compiled_anew(tmp_path, given_by):
     first, second = run(tmp_path, selector=given_by), run(tmp_path, selector=given_by)
     assert second["found"] == 0 < second["frames"]
     assert first["sum"] == second["sum"]
+
+
+def test_what_may_be_given_embeddings_is_not_kept_unpruned(monkeypatch):
+    told = []
+    monkeypatch.setattr(entry, "keep", lambda *arguments: told.append(arguments))
+    with torch.no_grad():
+        torch.compile(lambda states: states * 2, backend="sharp", options=OPTIONS)(torch.ones(1, 6, 4))
+    ((module, _, compiled, setting),) = told
+    with pytest.raises(precompiled.NotKept, match="another graph may put visual features into"):
+        precompiled._kept(module, compiled, setting)
 
 
 def test_caches_of_inductor_and_artifacts(tmp_path):
