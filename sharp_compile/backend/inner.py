@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from ..integrations import first_call
 from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
-from ..passes.fx.nodes import copy_of, example_value, write_code
+from ..passes.fx.nodes import copy_of, example_tensor, example_value, write_code
 from ..passes.held_positions import tell_all_positions
 from ..passes.rewrite.reuse_regions import reuse_regions
 
@@ -30,8 +30,8 @@ def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> C
     first_call.now(f"{config.inner} compiles its graph")
     module = write_code(tell_all_positions(module))
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
-    if config.inductor:
-        backend = functools.partial(backend, config_patches=dict(config.inductor))
+    if config.inner == "inductor":
+        backend = functools.partial(backend, config_patches=_settings_of_inductor(module, config))
     if reuses_layers(config):
         try:
             shorter = reuse_regions(module)
@@ -40,6 +40,18 @@ def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> C
         except Exception as error:  # what a version of Inductor can't do with such calls, it may without
             log.debug("layers are compiled one by one: %s: %s", type(error).__name__, error)
     return backend(module, inputs)
+
+
+def _settings_of_inductor(module: GraphModule, config: Config) -> dict[str, Any]:
+    """Return the settings with which Inductor compiles a graph, the user's before ours.
+
+    On a CPU what lies between two products of matrices is a C++ file to build. Inductor moves the projections of an
+    attention apart, each to where its result is read; side by side, as models write them, all three are followed by
+    one file.
+    """
+    values = (example_tensor(node) for node in module.graph.find_nodes(op="placeholder"))
+    on_cpu = all(value.device.type == "cpu" for value in values if value is not None)
+    return ({"reorder_for_locality": False} if on_cpu else {}) | dict(config.inductor)
 
 
 def reuses_layers(config: Config) -> bool:

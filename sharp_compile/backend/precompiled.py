@@ -8,6 +8,7 @@ as it was, for a call that can't be pruned. What can't be written is compiled an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pickle
 from collections.abc import Callable
@@ -96,12 +97,12 @@ class PrecompiledGraph:
 
     Attributes:
         compiled: what runs it.
-        stock: the graph as Dynamo made it.
+        read_stock: gives the graph as Dynamo made it, which most processes never need: reading it takes a second.
         kept: what was written down.
     """
 
-    def __init__(self, compiled: Compiled, stock: GraphModule, kept: _Kept) -> None:
-        self.compiled, self.stock, self.kept = compiled, stock, kept
+    def __init__(self, compiled: Compiled, read_stock: Callable[[], Compiled], kept: _Kept) -> None:
+        self.compiled, self.read_stock, self.kept = compiled, read_stock, kept
         self.anew: list[tuple[Any, Compiled]] = []
 
     def __call__(self, *args: Any) -> Any:
@@ -112,7 +113,8 @@ class PrecompiledGraph:
         for known, compiled in self.anew:
             if known == active:
                 return compiled(*args)
-        self.anew.append((active, compile_later(self.stock, active)))
+        stock: Any = self.read_stock()
+        self.anew.append((active, compile_later(stock.graph_module, active)))
         return self.anew[-1][1](*args)
 
     def _is_told_of(self, args: tuple[Any, ...]) -> bool:
@@ -177,12 +179,11 @@ def _written(compiled: Any) -> Written:
 
 def _read(kept: _Kept) -> PrecompiledGraph:
     """Return a graph that was written down, ready to run, and report it."""
-    compiled, stock = kept.compiled.read(), kept.stock.read()
-    graph: GraphModule = stock.graph_module  # type: ignore[attr-defined]
+    compiled, read_stock = kept.compiled.read(), functools.cache(kept.stock.read)
     if (told := kept.pruned) is not None:
         count_text = None if told.count_text is None else told.count_text.read()
-        unpruned = stock if told.may_run_unpruned else None
+        unpruned = (lambda *args: read_stock()(*args)) if told.may_run_unpruned else None
         compiled = PrunedGraph(compiled, report.add(told.report), told.outputs, None, count_text, unpruned, told.warn)
     else:
         report.add(GraphReport(False, "no visual tokens are injected in this graph, which another process compiled"))
-    return PrecompiledGraph(compiled, graph, kept)
+    return PrecompiledGraph(compiled, read_stock, kept)

@@ -17,7 +17,8 @@ def handed(monkeypatch):
     graphs: list[GraphModule] = []
     refuses = {CALL: False}
 
-    def backend(module, inputs):
+    def backend(module, inputs, config_patches):
+        module.meta["config_patches"] = config_patches
         if refuses[CALL] and calls(module):
             raise NotImplementedError("invoke_subgraph")
         graphs.append(module)
@@ -72,6 +73,13 @@ def test_with_gradients_each_layer_is_compiled(handed):
     model.compile(backend="sharp", options={"retention": 0.25})
     model(**toy_inputs())
     assert not any(calls(module) for module in graphs)
+
+
+@pytest.mark.parametrize("given, used", [({}, False), ({"reorder_for_locality": True}, True)])
+def test_projections_stay_side_by_side_on_a_cpu_unless_the_user_says_otherwise(handed, given, used):
+    graphs, _ = handed
+    run(inductor=given)
+    assert [module.meta["config_patches"] for module in graphs] == [{"reorder_for_locality": used}]
 
 
 def test_an_option_that_is_no_flag():
