@@ -11,11 +11,8 @@ All of it happens in a copy: who declines, in the first three phases, leaves the
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import operator
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +44,7 @@ from .canonicalize.whole_slices import write_whole_slices
 from .context import PassContext, PruneResult
 from .errors import CannotPrune
 from .fx.emit import Emitter
+from .fx.garbage import without_gc
 from .fx.nodes import arguments, copy_of, copy_with_nodes, example_tensor, example_value, format_node
 from .fx.sizes import expression
 from .held_positions import check_kinds_known
@@ -73,22 +71,7 @@ def with_injections(module: GraphModule) -> GraphModule:
     return copy
 
 
-@contextlib.contextmanager
-def _without_gc() -> Iterator[None]:
-    """Put off Python's search for reference cycles: thousands of new nodes set it off, over all that the process holds.
-
-    A pass over the objects of a loaded transformers takes as long as a phase here.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_gc()
+@without_gc()
 def prune(
     module: GraphModule, injection: Injection, config: Config, ended: Any = None, trace: bool = True
 ) -> PruneResult | None:

@@ -20,7 +20,9 @@ from ..integrations.precompilation import take_backend_id
 from ..integrations.tracing import TraceAgain, hands_over
 from ..options import Config
 from ..passes.analysis.injection import find_injections, find_unknown, injects_into_input
+from ..passes.canonicalize.equal_layers import NotEqual, write_out_equal_layers
 from ..passes.errors import CannotPrune
+from ..passes.fx.garbage import without_gc
 from ..passes.fx.nodes import is_hidden_states
 from ..passes.pipeline import with_injections
 from ..report import GraphReport
@@ -61,6 +63,7 @@ def sharp(
     """
     if transformers.prepare_graph(module.graph) or hands_over(active_backend()):
         raise TraceAgain("code that was traced is another one for this backend")
+    _write_out_equal_layers(module)
     backend_id = take_backend_id(module)
     try:
         config = check(options, mode)
@@ -83,6 +86,17 @@ def sharp(
         raise for_dynamo(error) from error
     keep(module, backend_id, compiled, config)
     return Precompilable(module, compiled, config, setting_of, _compile_for)
+
+
+@without_gc()
+def _write_out_equal_layers(module: GraphModule) -> None:
+    """Give layers their nodes that Dynamo did not trace; where that can't be, have it trace them."""
+    try:
+        if write_out_equal_layers(module.graph):
+            module.recompile()
+    except NotEqual as error:
+        transformers.trace_apart(error)
+        raise TraceAgain(str(error)) from error
 
 
 def setting_of(backend: Any) -> Config | None:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from ..integrations import first_call
 from ..options import Config
 from ..passes.canonicalize.flex_to_sdpa import make_traceable
+from ..passes.fx.garbage import without_gc
 from ..passes.fx.nodes import copy_of, example_tensor, example_value, write_code
 from ..passes.held_positions import tell_all_positions
 from ..passes.rewrite.reuse_regions import reuse_regions
@@ -28,18 +29,27 @@ Compiled = Callable[..., Any]
 def compile_now(module: GraphModule, inputs: Sequence[Any], config: Config) -> Compiled:
     """Hand a graph to the inner backend; Inductor gets equal layers as calls of one."""
     first_call.now(f"{config.inner} compiles its graph")
-    module = write_code(tell_all_positions(module))
+    with without_gc():
+        module = write_code(tell_all_positions(module))
+        shorter = _with_layers_once(module) if reuses_layers(config) else None
     backend: Callable[..., Compiled] = lookup_backend(config.inner)
     if config.inner == "inductor":
         backend = functools.partial(backend, config_patches=_settings_of_inductor(module, config))
-    if reuses_layers(config):
+    if shorter is not None:
         try:
-            shorter = reuse_regions(module)
-            if shorter is not None:
-                return backend(shorter, inputs)
+            return backend(shorter, inputs)
         except Exception as error:  # what a version of Inductor can't do with such calls, it may without
             log.debug("layers are compiled one by one: %s: %s", type(error).__name__, error)
     return backend(module, inputs)
+
+
+def _with_layers_once(module: GraphModule) -> GraphModule | None:
+    """Return a graph with equal layers as calls of one; None where there are none, or none that can be."""
+    try:
+        return reuse_regions(module)
+    except Exception as error:
+        log.debug("equal layers were not found: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _settings_of_inductor(module: GraphModule, config: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import ShortenTraceback, UnspecializeRestartAnalysis
 
+from ..options import Config
 from . import ours
 
 # Backends of others that hand their graphs to this one. Functions and objects of any kind: held, and known by identity.
@@ -25,6 +26,18 @@ def traces_for_sharp() -> bool:
 
     backend: Any = InstructionTranslator.current_tx().output.compiler_fn
     return _is_ours(innermost_backend(backend))
+
+
+def setting_traced_for() -> Config | None:
+    """Return the options of this backend if Dynamo traces for it; None if for another, or if options are bad."""
+    from torch._dynamo.eval_frame import innermost_backend
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    backend: Any = InstructionTranslator.current_tx().output.compiler_fn
+    try:
+        return ours.setting_of(innermost_backend(backend))
+    except ValueError:  # which is told of when the graph is compiled
+        return None
 
 
 def hands_over(backend: Any) -> bool:

@@ -17,7 +17,8 @@ from torch import nn
 from torch.fx import Graph
 
 from ... import patches
-from . import caches, deepstack, experts, loss, masks, positions, router, sequence
+from . import caches, deepstack, equal_layers, experts, loss, masks, positions, router, sequence
+from .equal_layers import trace_apart
 from .generation import check_target
 from .heads import hands_states_on
 from .loss import install_late
@@ -31,6 +32,7 @@ __all__ = [
     "install_late",
     "prepare_graph",
     "prepare_model",
+    "trace_apart",
 ]
 
 _prepared: set[str] = set()
@@ -69,6 +71,7 @@ def _prepare(classes: Iterable[type]) -> bool:
             caches.install()
             loss.install()
             sequence.install()
+            equal_layers.install()
         for name in names:
             changed |= _prepare_module(sys.modules[name])
         # The name of this module stands for what all models share.

@@ -24,13 +24,13 @@ from ...passes.held_positions import HELD_POSITIONS
 from ..tracing import traces_for_sharp
 
 # Attributes of a cache, and of its layers.
-_TRACKED = "sharp_tracked"
+TRACKED = "sharp_tracked"
 _KEPT, _SEEN, _RAGGED = "sharp_kept", "sharp_seen", "sharp_ragged"
 
 
 def is_tracked(cache: Any) -> bool:
     """Return whether the layers of a cache may know which positions they hold."""
-    return getattr(cache, _TRACKED, False)
+    return getattr(cache, TRACKED, False)
 
 
 def kept_in(layer: Any) -> Tensor | None:
@@ -47,7 +47,7 @@ def dropped_in(layer: Any) -> int:
 
 def track(cache: Any, kept: Mapping[int, Tensor], seen: int | SymInt) -> None:
     """Tell a cache that some of its layers, by number, hold the positions ``kept`` ``[B, N]`` of ``seen`` ones."""
-    setattr(cache, _TRACKED, True)
+    setattr(cache, TRACKED, True)
     for number, layer in enumerate(cache.layers):
         vars(layer).pop(_KEPT, None)
         if number in kept:
@@ -144,7 +144,7 @@ def _noting_positions(update: Callable[..., Any]) -> Callable[..., Any]:
                 moves = getattr(layer, "is_sliding", False)
                 setattr(layer, _KEPT, HELD_POSITIONS(key_states, value_states, moves, _own_kind(layer)))
                 setattr(layer, _SEEN, key_states.shape[-2])
-                setattr(self, _TRACKED, True)
+                setattr(self, TRACKED, True)
                 return result
         if not is_tracked(self):
             return update(self, key_states, value_states, layer_idx, *args, **kwargs)
