@@ -49,7 +49,8 @@ def test_a_small_benchmark(tmp_path, decode):
     stages = [row["compile_stages"] for row in rows]
     assert all(set(each) == set(STAGES) for each in stages)
     compiled = {"eager": False, "inductor": True, "handpatched": False, "sharp": True, "sharp-end": True}
-    assert [name for name, each in zip(names, stages, strict=True) if each["inductor"] > 0] == [
+    # Inductor itself has nothing to do where its caches are warm.
+    assert [name for name, each in zip(names, stages, strict=True) if each["passes"] + each["inductor"] > 0] == [
         name for name in names if compiled[name]
     ]
     # Ours are the passes; Dynamo's traces are there as well. What is not counted is the run itself.
