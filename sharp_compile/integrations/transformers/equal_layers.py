@@ -118,9 +118,12 @@ def _calling(call: Callable[..., Any]) -> Callable[..., Any]:
         name = _name_of_kind()
         if name == "":
             return call(self, *args, **kwargs)
-        number = 0
+        # Dynamo takes a millisecond for a call of a function: paths are followed here.
+        number: Any = 0
         for path in _paths_of_numbers(name).split():
-            number = getattr(_part(self, path), _NUMBER)
+            number = self
+            for part in path.split("."):
+                number = getattr(number, part)
         values, cache = [], None
         for value in [*args, *kwargs.values()]:
             if isinstance(value, Tensor):
@@ -130,19 +133,19 @@ def _calling(call: Callable[..., Any]) -> Callable[..., Any]:
             elif hasattr(value, "update"):
                 cache = value
         for path in _paths_of_tensors(name).split():
-            module, _, tensor = path.rpartition(".")
-            values.append(getattr(_part(self, module), tensor))
+            tensor: Any = self
+            for part in path.split("."):
+                tensor = getattr(tensor, part)
+            values.append(tensor)
         if _is_traced(name):
             return _equal(name, values, cache, number)
         TRACED_LAYER(values, name, 0)
         slot = _Slot(cache, number, name)
         args = tuple([slot if cache is not None and value is cache else value for value in args])
         kwargs = {key: slot if cache is not None and value is cache else value for key, value in kwargs.items()}
-        for path in _paths_of_numbers(name).split():
-            setattr(_part(self, path), _NUMBER, _HIDDEN)
+        _set_number(self, name, _HIDDEN)
         result = call(self, *args, **kwargs)
-        for path in _paths_of_numbers(name).split():
-            setattr(_part(self, path), _NUMBER, number)
+        _set_number(self, name, number)
         form, values = "", []
         for value in result if isinstance(result, tuple) else [result]:
             if isinstance(value, Tensor):
@@ -175,11 +178,13 @@ def _equal(name: str, values: list[Tensor], cache: Any, number: int) -> Any:
     return tuple(result)
 
 
-def _part(module: nn.Module, path: str) -> Any:
-    for name in path.split("."):
-        if name:
-            module = getattr(module, name)
-    return module
+def _set_number(layer: nn.Module, name: str, number: Any) -> None:
+    for path in _paths_of_numbers(name).split():
+        *parts, last = path.split(".")
+        module = layer
+        for part in parts:
+            module = getattr(module, part)
+        setattr(module, last, number)
 
 
 class _Slot:
@@ -237,7 +242,8 @@ def _name_of_kind() -> str:
 @torch._dynamo.assume_constant_result
 def _paths_of_numbers(name: str) -> str:
     layer = _frame().traced[name].layer
-    return " ".join(f".{path}" for path, part in layer.named_modules() if _NUMBER in vars(part))
+    parts = [path for path, part in layer.named_modules() if _NUMBER in vars(part)]
+    return " ".join(f"{path}.{_NUMBER}".removeprefix(".") for path in parts)
 
 
 @torch._dynamo.assume_constant_result
