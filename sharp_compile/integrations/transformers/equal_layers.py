@@ -382,9 +382,9 @@ def _is_empty_cache(argument: Any, number: int) -> bool:
     kinds = {layer.value_type for layer in layers}
     if number >= len(layers):
         kinds.add(argument.var_getattr(frame, "layer_class_to_replicate").as_python_constant())
-    elif layers[number].var_getattr(frame, "is_initialized").as_python_constant():
+    if not kinds <= {cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer}:
         return False
-    return kinds <= {cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer}
+    return number >= len(layers) or not layers[number].var_getattr(frame, "is_initialized").as_python_constant()
 
 
 def _looks(layer: nn.Module) -> Iterator[Hashable]:
