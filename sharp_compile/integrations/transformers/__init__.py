@@ -18,9 +18,9 @@ from torch.fx import Graph
 
 from ... import patches
 from . import caches, deepstack, equal_layers, experts, loss, masks, positions, router, sequence
-from .equal_layers import trace_apart
 from .generation import check_target
 from .heads import hands_states_on
+from .layer_kinds import trace_apart
 from .loss import install_late
 from .own_generate import compile_own
 

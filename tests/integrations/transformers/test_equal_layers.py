@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import sharp_compile
 from sharp_compile.backend import entry
-from sharp_compile.integrations.transformers import equal_layers
+from sharp_compile.integrations.transformers import layer_kinds
 
 SIZES = dict(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1, head_dim=8
@@ -31,7 +31,7 @@ def traced(monkeypatch):
         return write_out(graph)
 
     monkeypatch.setattr(entry, "write_out_equal_layers", counting)
-    monkeypatch.setattr(equal_layers, "_apart", set())
+    monkeypatch.setattr(layer_kinds, "_apart", set())
     yield counts
     torch._dynamo.reset()
     sharp_compile.reset()
@@ -100,6 +100,11 @@ def widen(model):
     layer.mlp.down_proj = nn.Linear(32, 16, bias=False)
 
 
+def tie(model):
+    layer = model.model.layers[2]
+    layer.mlp.gate_proj.weight = layer.mlp.up_proj.weight
+
+
 def hook(model):
     model.model.layers[2].mlp.register_forward_hook(lambda module, args, output: output * 2)
 
@@ -109,7 +114,7 @@ def replace_forward(model):
     mlp.forward = lambda states: type(mlp).forward(mlp, states) * 2
 
 
-@pytest.mark.parametrize("change", [scale, widen, hook, replace_forward])
+@pytest.mark.parametrize("change", [scale, widen, tie, hook, replace_forward])
 def test_a_layer_that_differs_is_traced_by_itself(traced, change):
     model = llama()
     change(model)
@@ -121,7 +126,7 @@ def reweigh(model):
     model.model.layers[2].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
 
 
-@pytest.mark.parametrize("change", [scale, widen, replace_forward, reweigh])
+@pytest.mark.parametrize("change", [scale, widen, tie, replace_forward, reweigh])
 def test_a_layer_that_changes_later_is_noticed(change):
     """Dynamo guards on a layer that it did not trace as on one that it did."""
     model = llama()
@@ -172,7 +177,7 @@ def test_a_layer_that_can_not_stand_for_others(traced, cls):
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
         check(model)
     assert traced[1:] == []
-    assert {family[0] for family in equal_layers._apart} == {cls}
+    assert {family[0] for family in layer_kinds._apart} == {cls}
     if cls is Counts:
         assert [layer.calls for layer in model.model.layers] == [2] * 5
 
