@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 from sharp_compile.passes.canonicalize.equal_layers import EQUAL_LAYER, TRACED_LAYER
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
