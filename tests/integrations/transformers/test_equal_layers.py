@@ -95,6 +95,10 @@ def test_with_gradients_all_are_traced(traced):
     assert model.model.layers[3].mlp.up_proj.weight.grad is not None
 
 
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 def scale(model):
     model.model.layers[2].self_attn.scaling *= 2
 
@@ -119,7 +123,7 @@ def replace_forward(model):
     mlp.forward = lambda states: type(mlp).forward(mlp, states) * 2
 
 
-@pytest.mark.parametrize("change", [scale, widen, tie, hook, replace_forward])
+@pytest.mark.parametrize("change", [hook, tie, *map(slow, (scale, widen, replace_forward))])
 def test_a_layer_that_differs_is_traced_by_itself(traced, change):
     model = llama()
     change(model)
@@ -131,7 +135,7 @@ def reweigh(model):
     model.model.layers[2].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
 
 
-@pytest.mark.parametrize("change", [scale, widen, tie, replace_forward, reweigh])
+@pytest.mark.parametrize("change", [scale, reweigh, *map(slow, (widen, tie, replace_forward))])
 def test_a_layer_that_changes_later_is_noticed(change):
     """Dynamo guards on a layer that it did not trace as on one that it did."""
     model = llama()
@@ -174,7 +178,9 @@ class DrawsALength(LlamaDecoderLayer):
         return super().forward(hidden_states, **kwargs) * length / hidden_states.shape[1]
 
 
-@pytest.mark.parametrize("cls", [LooksAtItsNumber, LooksIntoTheCache, Counts, ReadsWhatItIsNotGiven, DrawsALength])
+@pytest.mark.parametrize(
+    "cls", [LooksAtItsNumber, ReadsWhatItIsNotGiven, *map(slow, (LooksIntoTheCache, Counts, DrawsALength))]
+)
 def test_a_layer_that_can_not_stand_for_others(traced, cls):
     model = llama()
     for layer in model.model.layers:
