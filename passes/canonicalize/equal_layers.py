@@ -20,10 +20,11 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from sympy import Symbol
 from torch import SymInt, Tensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..fx.nodes import arguments, example_value, fake_mode, storage_of
 from ..fx.sizes import expression
@@ -129,12 +130,14 @@ class _EqualLayer:
     Attributes:
         name: of the layer that it is equal to.
         nodes: its own, for those of that layer.
+        known: the sizes that depend on data among what it reads.
         memory: by the memory that examples of that layer are in: one of its own, and how much later it starts.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.nodes: dict[Node, Node] = {}
+        self.known: set[Symbol] = set()
         self.memory: dict[int, tuple[Tensor, Any]] = {}
 
     def write_out(self, call: Node, before: Node, inside: list[Node], after: Node) -> None:
@@ -143,6 +146,7 @@ class _EqualLayer:
             if self.nodes.setdefault(theirs, ours) is not ours:
                 raise NotEqual(self.name, f"it reads {theirs.name} in two places, others read two values there")
             old, new = example_value(theirs), example_value(ours)
+            self.known |= free_unbacked_symbols(old)
             offset = new.storage_offset() - old.storage_offset()
             base, known = self.memory.setdefault(storage_of(old), (new, offset))
             if storage_of(base) != storage_of(new) or known != offset:
@@ -166,8 +170,9 @@ class _EqualLayer:
             if parent not in self.nodes and not isinstance(example_value(parent), int | SymInt | None):
                 raise NotEqual(self.name, f"{node.name} reads {parent.name}, which it was not given")
         value = node.meta.get("example_value")
-        if isinstance(value, SymInt) and free_unbacked_symbols(value):
-            raise NotEqual(self.name, f"{node.name} is a number that depends on data")
+        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor | SymInt)]
+        if any(free_unbacked_symbols(leaf) - self.known for leaf in leaves):
+            raise NotEqual(self.name, f"{node.name} has a size that depends on data, which differs from layer to layer")
         copy = self.nodes[node] = node.graph.node_copy(node, lambda each: self.nodes.get(each, each))
         if value is not None:
             copy.meta["example_value"] = tree_map(self._own, value)

@@ -178,14 +178,21 @@ class DrawsALength(LlamaDecoderLayer):
         return super().forward(hidden_states, **kwargs) * length / hidden_states.shape[1]
 
 
+class DrawsPlaces(LlamaDecoderLayer):
+    def forward(self, hidden_states, **kwargs):
+        places = (hidden_states[0, :, 0] > 0).nonzero()
+        return super().forward(hidden_states, **kwargs) * (1 + places.sum())
+
+
 @pytest.mark.parametrize(
-    "cls", [LooksAtItsNumber, ReadsWhatItIsNotGiven, *map(slow, (LooksIntoTheCache, Counts, DrawsALength))]
+    "cls",
+    [LooksAtItsNumber, ReadsWhatItIsNotGiven, DrawsPlaces, *map(slow, (LooksIntoTheCache, Counts, DrawsALength))],
 )
 def test_a_layer_that_can_not_stand_for_others(traced, cls):
     model = llama()
     for layer in model.model.layers:
         layer.__class__ = cls
-    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+    with torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
         check(model)
     assert traced[1:] == []
     assert {family[0] for family in layer_kinds._apart} == {cls}

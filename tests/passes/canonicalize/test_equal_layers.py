@@ -13,6 +13,7 @@ from sharp_compile.passes.canonicalize.equal_layers import (
 from sharp_compile.passes.fx.nodes import storage_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 PATHS = {"traced": ("L['self'].layers[0]", torch.nn.Module), "equal": ("L['self'].layers[7]", torch.nn.Module)}
 
@@ -21,7 +22,7 @@ class Drawn:
     """A graph in the making: each node has an example value and the modules that it comes from."""
 
     def __init__(self):
-        self.graph, self.mode = Graph(), FakeTensorMode()
+        self.graph, self.mode = Graph(), FakeTensorMode(shape_env=ShapeEnv())
 
     def input(self, name, *shape):
         node = self.graph.placeholder(name)
@@ -89,6 +90,19 @@ def test_nothing_to_write_out():
 def test_a_layer_that_reads_what_it_was_not_given():
     with pytest.raises(NotEqual, match="reads other, which it was not given"):
         write_out_equal_layers(two_layers(reads="other"))
+
+
+def test_a_layer_that_draws_a_size_from_data():
+    """Another layer would draw another size, though the examples of both would say the same."""
+    drawn = Drawn()
+    states = drawn.input("states", 3, 4)
+    drawn.add(TRACED_LAYER, [states], "layer 0", 0)
+    places = drawn.add(torch.nonzero, states)
+    drawn.add(TRACED_LAYER, [places], "layer 0", 1)
+    equal = drawn.add(EQUAL_LAYER, [states], "layer 0", 0, of="equal")
+    drawn.graph.output(drawn.add(operator.getitem, equal, 0, of="equal"))
+    with pytest.raises(NotEqual, match="a size that depends on data"):
+        write_out_equal_layers(drawn.graph)
 
 
 def test_the_traced_layer_is_in_another_graph():
