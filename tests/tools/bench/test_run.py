@@ -20,12 +20,18 @@ CONTRACT = {
 META = {"flops", "flops_share", "kv_bytes", "activation_peak_bytes"}
 
 
+@pytest.fixture
+def cold_caches(monkeypatch, tmp_path):
+    """Inductor has something to do: in warm caches it finds what an earlier run compiled."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
+
+
 def run(*arguments):
     return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)], env={"COLUMNS": "120"})
 
 
 @pytest.mark.parametrize("decode", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_small_benchmark(tmp_path, decode):
+def test_a_small_benchmark(tmp_path, decode, cold_caches):
     numbers, time, speed = tmp_path / "numbers.json", tmp_path / "time.png", tmp_path / "speed.png"
     result = run(
         *("--width", 128, "--layers", 2, "--layer", 0, "--tokens", 64, "--repeats", 2, "--decode", decode),
@@ -49,8 +55,7 @@ def test_a_small_benchmark(tmp_path, decode):
     stages = [row["compile_stages"] for row in rows]
     assert all(set(each) == set(STAGES) for each in stages)
     compiled = {"eager": False, "inductor": True, "handpatched": False, "sharp": True, "sharp-end": True}
-    # Inductor itself has nothing to do where its caches are warm.
-    assert [name for name, each in zip(names, stages, strict=True) if each["passes"] + each["inductor"] > 0] == [
+    assert [name for name, each in zip(names, stages, strict=True) if each["inductor"] > 0] == [
         name for name in names if compiled[name]
     ]
     # Ours are the passes; Dynamo's traces are there as well. What is not counted is the run itself.
