@@ -19,6 +19,7 @@ def received_from_all(
     mask: Tensor | None,
     scale: float | None,
     sinks: Tensor | None = None,
+    is_causal: bool = False,
 ) -> Tensor:
     """Return column sums of a layer's attention probabilities, weighted by row, mean over heads.
 
@@ -34,6 +35,7 @@ def received_from_all(
         scale: multiplies the products; None for ``D ** -0.5``.
         sinks: one more logit of each query, which takes a share and gives nothing, ``[1 or B, 1 or H, 1, 1]``; None
             without.
+        is_causal: whether ``mask`` says of keys alone what is hidden, ``[B, 1, 1, S]``, and a query sees none after it.
 
     Returns:
         ``[B, S]`` float32.
@@ -42,8 +44,11 @@ def received_from_all(
     position = torch.arange(key.shape[2], device=key.device)
     for start in range(0, query.shape[2], _CHUNK):
         rows = slice(start, start + _CHUNK)
+        in_order = (position <= position[rows, None])[None, None]
         if mask is None:
-            visible = (position <= position[rows, None])[None, None]
+            visible = in_order
+        elif is_causal:
+            visible = mask & in_order
         else:
             visible = mask if mask.shape[-2] == 1 else mask[..., rows, :]
         keys, seen = (key, visible) if sinks is None else sinks_as_key(key, visible, sinks)
@@ -60,5 +65,6 @@ def _(
     mask: Tensor | None,
     scale: float | None,
     sinks: Tensor | None = None,
+    is_causal: bool = False,
 ) -> Tensor:
     return torch.empty_like(weight)

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from ..options import Config, Cut
 from ..selectors import Rule
 from ..sharp_options import Segment
+from .analysis.attention_mask import MaskFormula
 from .analysis.cut_sites import CutSite
 from .analysis.decoder import Decoder
 from .analysis.injection import Injection
@@ -43,7 +44,8 @@ class PassContext:
         sites: analyze: where the cuts are made, in order.
         remark: analyze: why a cut is not where it was asked for; "" if all are.
         mask: analyze: the attention mask that shows padding; None where all tokens see each other in order.
-        is_padding: analyze: finds padding ``[B, S]`` from the visual tokens and ``mask``.
+        formulas: analyze: what the masks of the decoder were made from, as far as that is understood.
+        is_padding: analyze: finds padding ``[B, S]`` from the visual tokens and ``shows_padding``.
         steering: analyze: the segments that the forward pass up to the first cut is masked by; None without.
 
         hoisted: plan: the scoring layer whose cut was moved to its input; None where it stays.
@@ -70,6 +72,7 @@ class PassContext:
     sites: list[CutSite] = field(init=False)
     remark: str = field(init=False)
     mask: Node | None = field(init=False)
+    formulas: dict[Node, MaskFormula] = field(init=False)
     is_padding: Callable[..., Tensor] = field(init=False)
     steering: Segment | None = field(init=False)
 
@@ -87,6 +90,16 @@ class PassContext:
     def graph(self) -> Graph:
         """The graph that is analysed and rewritten."""
         return self.emit.graph
+
+    def formula_of(self, mask: Node | None) -> MaskFormula | None:
+        """Return the formula of a mask as the graph had it before it was rewritten; None where it is not known."""
+        return None if mask is None else self.formulas.get(mask)
+
+    @property
+    def shows_padding(self) -> list[Node]:
+        """What shows which tokens are padding: the tables of a mask that is understood, else the mask, or nothing."""
+        formula = self.formula_of(self.mask)
+        return formula.tables if formula is not None else [self.mask] if self.mask is not None else []
 
     @property
     def cuts(self) -> list[Node]:

@@ -23,6 +23,7 @@ from ..observability import artifact, phase
 from ..options import Config, Cut
 from ..selector_registry import find_rule
 from .analysis.attention import Attention, as_rewritten
+from .analysis.attention_mask import MaskFormula, read_mask
 from .analysis.best_keys import all_keys, check_chosen_after_cut
 from .analysis.cut_sites import CutSite, find_cut_sites
 from .analysis.decoder import check_whole, find_decoder
@@ -48,6 +49,7 @@ from .fx.garbage import without_gc
 from .fx.nodes import arguments, copy_of, copy_with_nodes, example_tensor, example_value, format_node
 from .fx.sizes import expression
 from .held_positions import check_kinds_known
+from .rewrite.attention_masks import replace_masks
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
 from .rewrite.lazy_queries import query_module
@@ -140,8 +142,10 @@ def analyze(context: PassContext, ended: Any) -> None:
     masked = sites[0].attention or next(layer for layer in decoder.layers if layer is not None)
     masked = replace(masked, mask=None if masked.mask is None else all_keys(masked.mask))
     context.mask = masked.mask
+    context.formulas = _mask_formulas(context)
     context.sites = [_scored(context, site) for site in sites]
-    context.is_padding = padding_mask(masked, example_value(embeddings).shape[1], context.slack.padded_lengths)
+    length = example_value(embeddings).shape[1]
+    context.is_padding = padding_mask(masked, length, context.slack.padded_lengths, context.formula_of(context.mask))
     first = context.sites[0]
     context.rule = chosen = tried(chosen, first.cut.layer, first.attention, first.hidden, first.rope)
     for site in context.sites if chosen.merges else ():
@@ -202,7 +206,9 @@ def rewrite(context: PassContext) -> None:
             length = emit.arithmetic(operator.add, emit.arithmetic(operator.sub, sequence, visual), kept)
             site = _rewritten(context, site) if stage else site
             hidden = shrinker.resolve(site.hidden, stage)
-            chosen = emit_selection(context, site, hidden, tokens, length, None if stage else context.queries)
+            queries = None if stage else context.queries
+            positions = shrinker.stages[-1].original if stage else None
+            chosen = emit_selection(context, site, hidden, tokens, length, queries, positions)
         tokens = chosen.tokens
         shrinker.begin_stage(chosen.positions, length, chosen.merge_into)
         if stage == 0:
@@ -211,9 +217,26 @@ def rewrite(context: PassContext) -> None:
                 hoisted.finish(emit, chosen.positions)
     shrinker.finish()
     context.stages = shrinker.stages
+    replace_masks(context)
     context.lengths = dict(sequence_length=sequence, visual_tokens=visual, kept_tokens=kept, pruned_length=length)
     aux = dict(kept=context.stages[-1].original, scores=scores, frame=frame, segment=segment, text=text)
     context.aux_outputs = {name: node for name, node in aux.items() if node is not None}
+
+
+def _mask_formulas(context: PassContext) -> dict[Node, MaskFormula]:
+    """Return what the masks of a decoder were made from, of those that are understood."""
+    length = expression(example_value(context.injection.embeddings).shape[1])
+    padded = {expression(size) for size in context.slack.padded_lengths}
+    masks = dict.fromkeys(layer.mask for layer in context.decoder.layers if layer is not None)
+    found = {}
+    for mask in (context.mask, *masks):
+        if mask is None or (formula := read_mask(mask, context.slack.counts)) is None:
+            continue
+        rows, columns = (expression(size) for size in example_value(mask).shape[-2:])
+        # Slots of a cache that are after the tokens are hidden, if what is after a query is.
+        if rows == length and (columns == length or (columns in padded and formula.is_causal)):
+            found[mask] = formula
+    return found
 
 
 def too_short(length: int | SymInt, least: int) -> str:
@@ -226,13 +249,14 @@ def too_short(length: int | SymInt, least: int) -> str:
 
 def _scored(context: PassContext, site: CutSite) -> CutSite:
     """Return a site with all that is known of what its tokens are scored by."""
-    attention, rope, ranks = site.attention, None, context.ranks
+    attention, rope, ranks, formula = site.attention, None, context.ranks, None
     if attention is not None:
+        formula = context.formula_of(attention.mask)
         attention = context.slack.without(attention)
         _check_scored(attention, site.cut.layer)
         rope = find_rope(context.decoder, attention, site.hidden)
     share_heads = ranks is not None and ranks.share_heads(site.cut.layer, site.hidden, attention, rope)
-    return replace(site, attention=attention, rope=rope, share_heads=share_heads)
+    return replace(site, attention=attention, rope=rope, share_heads=share_heads, formula=formula)
 
 
 def _rewritten(context: PassContext, site: CutSite) -> CutSite:
@@ -298,8 +322,8 @@ def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node
     if steering is not None:
         segment = emit_segment_mask(emit, context.decoder, first.cut.layer, frame, steering)
     with emit.before(shrinker.insertion_point()):
-        masks = [] if context.mask is None else [context.mask]
-        tokens = Tokens(*emit(token_kinds(context.is_padding), is_visual, frame, *masks, results=5))
+        kinds = token_kinds(context.is_padding)
+        tokens = Tokens(*emit(kinds, is_visual, frame, *context.shows_padding, results=5))
     return tokens, frame, segment
 
 

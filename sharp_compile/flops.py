@@ -11,19 +11,25 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
+from .kernels import causal_attention, masked_attention  # noqa: F401 (they register operators)
+
 
 def flop_counter() -> FlopCounterMode:
-    """Return PyTorch's counter, taught the one operator that it lacks: attention on a CPU.
+    """Return PyTorch's counter, taught the operators that it lacks: attention on a CPU, and that of ours.
 
     A multiplication and an addition are two operations. Attention is counted in full, masked or not.
     """
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attentions = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.sharp_compile.causal_attention,
+        torch.ops.sharp_compile.masked_attention,
+    )
 
     def flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
         # PyTorch's own function takes heads that share keys from torch 2.12 on only.
         return 2 * query.numel() * key[-2] + 2 * query[:-1].numel() * key[-2] * value[-1]
 
-    return FlopCounterMode(display=False, custom_mapping={attention: flops})
+    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(attentions, flops))
 
 
 def count_flops(graph: GraphModule, inputs: Sequence[Any]) -> int | None:

@@ -112,8 +112,10 @@ def test_functions_fit_a_screen():
 
 
 def takes_what_it_must(name: str, node: ast.FunctionDef) -> bool:
-    """A Triton kernel takes each stride by itself, a subcommand takes its options."""
-    is_kernel = any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
+    """A Triton kernel takes each stride by itself, an operator its tensors, a subcommand its options."""
+    kernels = ("triton.jit", "torch.library.custom_op")
+    written = [ast.unparse(each) for each in node.decorator_list]
+    is_kernel = any(each.startswith(kernels) or each.endswith(".register_fake") for each in written)
     return is_kernel or name.rpartition(".")[0] == f"sharp_compile.tools.cli.{node.name}"
 
 

@@ -12,6 +12,7 @@ from ...options import Cut
 from ..errors import CannotPrune
 from ..fx.nodes import arguments, example_tensor, is_hidden_states
 from .attention import Attention
+from .attention_mask import MaskFormula
 from .decoder import Decoder, find_layer_input
 from .injection import is_masked_scatter
 from .rope import RopeSubgraph
@@ -28,6 +29,7 @@ class CutSite:
         attention: the layer's, with the keys of its S tokens; None where the rule needs none.
         rope: that of these keys; None without attention.
         share_heads: whether processes share the heads of the layer.
+        formula: what its mask was made from; None where that is not known, or there is none.
     """
 
     cut: Cut
@@ -36,6 +38,7 @@ class CutSite:
     attention: Attention | None = None
     rope: RopeSubgraph | None = None
     share_heads: bool = False
+    formula: MaskFormula | None = None
 
 
 def find_cut_sites(decoder: Decoder, asked: Sequence[Cut], needs_attention: bool) -> tuple[list[CutSite], str]:

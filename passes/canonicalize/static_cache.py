@@ -82,9 +82,11 @@ class CacheSlack:
 
     Attributes:
         buffers: the nodes of the padded keys and values ``[..., L, D]``, with what is padded, ``[..., S, D]``.
+        counts: tensors of one number that count the tokens in a cache, and are 0 in front of the writes.
     """
 
     buffers: Mapping[Node, Node]
+    counts: frozenset[Node] = frozenset()
 
     @property
     def padded_lengths(self) -> list[int | SymInt]:
@@ -145,7 +147,7 @@ def find_slack(emit: Emitter, embeddings: Node) -> CacheSlack:
         graph.erase_node(node)
         for user in list(write.count.users) if write.count is not None else ():
             _count(graph, user, write.source, write.axis)
-    return CacheSlack(padded)
+    return CacheSlack(padded, frozenset(empty))
 
 
 def _slack(emit: Emitter, write: CacheWrite, embeddings: Node) -> int | Node:

@@ -70,6 +70,8 @@ class Emitter:
         if key not in self.traced:
             with fake_mode(values) as mode, _real_tensors_allowed(mode):
                 self.traced[key] = make_fx(of_nodes)(*(_own(value) for value in values))
+                # A view of a mask that a rule does not read would keep the mask.
+                self.traced[key].graph.eliminate_dead_code()
         inlined = self._inline(self.traced[key], nodes)
         return inlined[0] if results == 1 else inlined
 

@@ -36,18 +36,18 @@ class Hoisted:
 
     ``entry`` is the new cut: it stands for the hidden states ``[B, S, C]`` that enter the layer, where kept tokens are
     meant. ``pointwise`` are the nodes that now run on kept tokens only, and so must treat each token for itself;
-    ``query`` is the one of them that holds the queries.
+    ``query`` is the one of them that holds the queries, ``attention`` that of the layer.
     """
 
     entry: Node
     hidden: Node
     query: Node
     pointwise: frozenset[Node]
-    _attention: Node
+    attention: Node
 
     def finish(self, emit: Emitter, positions: Node) -> None:
         """Write the attention of the tokens at ``positions`` ``[B, S']``, once all else is rewritten."""
-        node = self._attention
+        node = self.attention
         query, key, value, mask = node.args
         if mask is None:
             with emit.before(node):

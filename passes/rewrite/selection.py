@@ -17,6 +17,7 @@ from ...kernels.keep import keep_counts, keep_positions
 from ...selectors import Context, Rule
 from ...selectors.context import among
 from ..analysis.attention import Attention
+from ..analysis.attention_mask import MaskFormula
 from ..analysis.cut_sites import CutSite
 from ..analysis.rope import RopeSubgraph, rope_module
 from ..analysis.selector_functions import named, on_copies, try_selector
@@ -108,6 +109,7 @@ def emit_selection(
     tokens: Tokens,
     kept: int | Node,
     queries: tuple[GraphModule, list[Node]] | None = None,
+    positions: Node | None = None,
 ) -> Selection:
     """Add the nodes that score the tokens of a layer and choose the kept ones.
 
@@ -118,13 +120,16 @@ def emit_selection(
         tokens: the kinds of the layer's tokens.
         kept: how many tokens a row keeps, a number or the node of one.
         queries: the function of ``lazy_queries`` and its inputs, where the layer does not compute all queries.
+        positions: of the layer's tokens in the whole sequence, ``[B, S]``; None where they are all there.
     """
     emit, rule = context.emit, context.rule
     rotate, state, rotation_inputs = _layer_state(site.attention, site.rope)
     asked, query_inputs = queries or (None, [])
     if asked is not None:
         state[0] = None
-    groups = state, [emit.constant(value, like=hidden) for value in rule.constants], rotation_inputs, query_inputs
+    mask_inputs = [] if site.formula is None else [positions, *site.formula.tables]
+    constants = [emit.constant(value, like=hidden) for value in rule.constants]
+    groups = state, constants, rotation_inputs, query_inputs, mask_inputs
     named_rule = replace(rule, score=named(rule.score)) if emit.trace else rule
     select = _selecting(site, named_rule, rotate, asked, context.ranks, tuple(map(len, groups)))
     merging, segmenting = bool(rule.merges), rule.segments is not None
@@ -159,7 +164,8 @@ def _selecting(
         rotate: rotates keys, given the third group of inputs.
         asked: the function of ``lazy_queries``, of the fourth group; None where the layer computes all queries.
         ranks: those that share the work, None where there are no others.
-        sizes: how many inputs are in each group: the state of the layer, the constants of the rule, and those two.
+        sizes: how many inputs are in each group: the state of the layer, the constants of the rule, those two, and the
+            positions of the tokens with the tables of the mask's formula.
     """
     bounds = [*itertools.pairwise(itertools.accumulate(sizes, initial=0))]
 
@@ -173,7 +179,7 @@ def _selecting(
         kept: int,
         *groups: Any,
     ) -> tuple[Tensor, ...]:
-        of_layer, constants, inputs, of_queries = (groups[start:end] for start, end in bounds)
+        of_layer, constants, inputs, of_queries, of_mask = (groups[start:end] for start, end in bounds)
         with torch.no_grad():
             kinds = is_visual, is_padding, is_leading
             counts = keep_counts(*kinds, site.cut.kept(visual), kept)
@@ -182,6 +188,8 @@ def _selecting(
             context = _context(site.cut.layer, hidden, told, kept, counts.visual, of_layer, rotated)
             if asked is not None:
                 context = replace(context, queries=_computed(asked, of_queries, is_visual))
+            if site.formula is not None:
+                context = _with_mask_rows(context, site.formula, *of_mask)
             if ranks is not None and site.share_heads:
                 context = _with_all_heads(context, ranks)
             scores, merge_into = _checked(rule.score(context, *constants), is_visual)
@@ -255,6 +263,19 @@ def _context(
         rotate=rotate,
         sinks=sinks,
     )
+
+
+def _with_mask_rows(context: Context, formula: MaskFormula, positions: Tensor | None, *tables: Tensor) -> Context:
+    """Return the context of a layer that knows how its mask is made, of tokens at positions ``[B, S]``."""
+    if positions is None:
+        rows, length = context.is_visual.shape
+        positions = torch.arange(length, device=context.is_visual.device).expand(rows, -1)
+    columns = positions
+
+    def mask_rows(rows: Tensor) -> Tensor:
+        return formula.visible(columns.gather(1, rows), columns, *tables)
+
+    return replace(context, mask_rows=mask_rows, is_causal=formula.is_causal_and_padding)
 
 
 def _with_all_heads(own: Context, ranks: TensorParallelInfo) -> Context:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 
+from ..kernels import mask_formula
 from ..kernels.attention_column_sums import aten as column_sums
 from ..kernels.multi_gather import reference as gather
 
@@ -20,6 +22,28 @@ def write_plain(module: GraphModule) -> None:
         name = node.target.name() if isinstance(node.target, OpOverload) else node.target
         node.target = _PLAIN.get(name, node.target)
     module.recompile()
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float | None) -> Tensor:
+    """See ``kernels.causal_attention``: with a mask of S x S."""
+    length = query.shape[2]
+    place = torch.arange(length, device=query.device)
+    mask = visible[:, None, None] & (place <= place[:, None])
+    return _attention(query, key[:, :, :length], value[:, :, :length], mask, scale)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, *of_mask: Any) -> Tensor:
+    """See ``kernels.masked_attention``: with a mask of all queries and keys."""
+    rows, columns, of_query, of_key, formula, scale = of_mask
+    length, shape = columns.shape[1], (rows.shape[0], 1, rows.shape[1], columns.shape[1])
+    values = mask_formula.values_at(rows, columns, of_query, of_key)
+    mask = mask_formula.evaluate(mask_formula.read(formula), values).expand(shape)
+    return _attention(query, key[:, :, :length], value[:, :, :length], mask, scale)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    grouped = key.shape[1] != query.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
 
 
 def check_all(condition: Tensor, message: str | Callable[[], str] | None = None) -> None:
@@ -67,6 +91,8 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     torch._check_tensor_all: check_all,
     "aten::diagonal": diagonal,
     "sharp_compile::attention_column_sums": column_sums.attention_column_sums,
+    "sharp_compile::causal_attention": causal_attention,
+    "sharp_compile::masked_attention": masked_attention,
     "sharp_compile::greedy_cosine_dedup": greedy_cosine_dedup,
     "sharp_compile::multi_gather": gather.multi_gather,
 }

@@ -47,6 +47,9 @@ class Context:
         rotate: applies the layer's rotary embedding to keys laid out like ``grouped_key_unrotated``.
         sinks: ``[1 or B, 1 or H, 1, 1]``: one more logit of each query beside those of the keys, which takes a share of
             its attention and gives nothing; None without.
+        is_causal: whether ``mask`` lets a query see all that is not after it, but padding.
+        mask_rows: gives the rows of the mask, ``[B, 1, T, S]`` bool, for query positions ``[B, T]``: where it is known
+            how the mask is made, so that nothing has to read ``mask``, which is S x S. None where it is not.
     """
 
     queries: Callable[[Tensor | None], Tensor]
@@ -64,6 +67,8 @@ class Context:
     layer: int
     rotate: Callable[[Tensor], Tensor]
     sinks: Tensor | None = None
+    is_causal: bool = False
+    mask_rows: Callable[[Tensor], Tensor] | None = None
 
     @property
     def query(self) -> Tensor:
@@ -122,6 +127,8 @@ class Context:
             position = torch.arange(self.grouped_key.shape[2], device=rows.device)
             visible = position <= rows[..., None]
             return visible[None, None] if rows.ndim == 1 else visible[:, None]
+        if self.mask_rows is not None:
+            return self.mask_rows(rows.expand(self.is_visual.shape[0], -1))
         mask = self.mask
         if mask.shape[-2] == 1:
             return mask.expand(*mask.shape[:2], rows.shape[-1], mask.shape[3])

@@ -23,4 +23,6 @@ def visiondrop(ctx: Context) -> Tensor:
         ``[B, S]`` float32.
     """
     visual = ctx.is_visual.sum(1, keepdim=True).clamp_min(1)
-    return received_from_all(ctx.query, ctx.grouped_key, ctx.is_visual / visual, ctx.mask, ctx.scale, ctx.sinks)
+    mask = ~ctx.is_padding[:, None, None] if ctx.is_causal else ctx.mask
+    weight = ctx.is_visual / visual
+    return received_from_all(ctx.query, ctx.grouped_key, weight, mask, ctx.scale, ctx.sinks, ctx.is_causal)

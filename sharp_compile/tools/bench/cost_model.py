@@ -25,6 +25,11 @@ from . import BenchError
 from .decoders import Prompt, Setup, build, inputs
 
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+_ATTENTION = {
+    F.scaled_dot_product_attention,
+    torch.ops.sharp_compile.causal_attention.default,
+    torch.ops.sharp_compile.masked_attention.default,
+}
 _AHEAD = 3
 """Layers after the last cut that are traced; those further on are like the last of these."""
 
@@ -152,7 +157,7 @@ class _Counting(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Attention is counted as a whole, and so is the walk of the deduplication, which depends on the data."""
-        if target is F.scaled_dot_product_attention:
+        if target in _ATTENTION:
             query, key, value = args[:3]
             self.begun += 1
             self.flops += int(sdpa_flop_count(query.shape, key.shape, value.shape))
