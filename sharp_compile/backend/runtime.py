@@ -134,6 +134,7 @@ class PrunedGraph:
         count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
             where the graph may be run for it.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
+        late: the checks of runs whose text is on its way from the device.
     """
 
     def __init__(
