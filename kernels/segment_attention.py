@@ -69,7 +69,8 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, sca
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+    # Its calls may be part of a CUDA graph themselves, and what they return outlives the next one.
+    return torch.compile(function, dynamic=True, options={"triton.cudagraphs": False})
 
 
 def _chunk(query: Tensor, key: Tensor, value: Tensor, segment: Tensor, scale: float | None, start: int) -> Tensor:

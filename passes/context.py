@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
@@ -22,6 +23,8 @@ from .fx.emit import Emitter
 from .rewrite.early_gather import Hoisted
 from .rewrite.shrink import Stage
 from .token_dim.plan import Plans, Returned
+
+TextCheck = Literal["never", "now", "late"]
 
 
 @dataclass
@@ -57,6 +60,7 @@ class PassContext:
         stages: rewrite: the kept tokens after each cut.
         lengths: rewrite: by the names of a report; numbers, or the nodes of symbolic ones.
         aux_outputs: rewrite: what the graph returns beside its own results, by name.
+        text_check: rewrite: see ``PruneResult``.
     """
 
     emit: Emitter
@@ -85,6 +89,7 @@ class PassContext:
     stages: list[Stage] = field(init=False)
     lengths: dict[str, int | Node] = field(init=False)
     aux_outputs: dict[str, Node] = field(init=False)
+    text_check: TextCheck = field(init=False)
 
     @property
     def graph(self) -> Graph:
@@ -119,10 +124,15 @@ class PruneResult:
         remark: why a cut is not where it was asked for; "" if all are.
         lengths: by the names of a report: numbers, or the nodes of symbolic ones.
         hoisted: whether the first cut is at the input of its layer, for all but keys and values.
-        aux_outputs: the names of the auxiliary outputs: those that a report has by these names, and ``text``, the
-            number of text tokens of each row, ``[B]`` int64.
+        aux_outputs: the names of the auxiliary outputs: those that a report has by these names; ``text``, the number of
+            text tokens of each row, ``[B]`` int64; and ``visual``, the visual tokens of a row before any cut, in a
+            graph that does not know them when it is rewritten.
+        text_check: when it is seen whether a row has more text than positions are kept: never where there is surely one
+            row, which has all visual tokens itself; before a result is used ("now"); or after, with NaN for all that
+            follows from the hidden states of such a row ("late").
         returned: those of the graph's own results that are shortened.
         states: the places of those that are hidden states ``[B, S', C]`` after the last cut.
+        positions: the places of those that are kept positions, which caches hold.
         least: the fewest tokens that may be left of a row.
     """
 
@@ -133,8 +143,10 @@ class PruneResult:
     lengths: dict[str, int | Node]
     hoisted: bool
     aux_outputs: tuple[str, ...]
+    text_check: TextCheck
     returned: tuple[Returned, ...]
     states: tuple[int, ...]
+    positions: tuple[int, ...]
     least: int
 
 

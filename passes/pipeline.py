@@ -42,7 +42,7 @@ from .canonicalize.functionalize import make_functional, make_injections_functio
 from .canonicalize.sinks import write_sinks
 from .canonicalize.static_cache import find_slack
 from .canonicalize.whole_slices import write_whole_slices
-from .context import PassContext, PruneResult
+from .context import PassContext, PruneResult, TextCheck
 from .errors import CannotPrune
 from .fx.emit import Emitter
 from .fx.garbage import without_gc
@@ -218,8 +218,13 @@ def rewrite(context: PassContext) -> None:
     shrinker.finish()
     context.stages = shrinker.stages
     replace_masks(context)
+    context.text_check = text_check(example_value(context.injection.embeddings))
+    if context.text_check == "late":
+        _spoil_rows(emit, context.stages[-1].hidden, text, length)
     context.lengths = dict(sequence_length=sequence, visual_tokens=visual, kept_tokens=kept, pruned_length=length)
     aux = dict(kept=context.stages[-1].original, scores=scores, frame=frame, segment=segment, text=text)
+    if not emit.trace and isinstance(visual, Node):
+        aux["visual"] = visual
     context.aux_outputs = {name: node for name, node in aux.items() if node is not None}
 
 
@@ -237,6 +242,14 @@ def _mask_formulas(context: PassContext) -> dict[Node, MaskFormula]:
         if rows == length and (columns == length or (columns in padded and formula.is_causal)):
             found[mask] = formula
     return found
+
+
+def text_check(embeddings: Tensor) -> TextCheck:
+    """Return when the text of a graph with these embeddings ``[B, S, C]`` is checked, see ``PruneResult``."""
+    if isinstance(embeddings.shape[0], int) and embeddings.shape[0] == 1:
+        return "never"
+    # Memory of the host is read at once, and meta tensors have none.
+    return "now" if embeddings.device.type in ("cpu", "meta") else "late"
 
 
 def too_short(length: int | SymInt, least: int) -> str:
@@ -340,6 +353,19 @@ def _kept(emit: Emitter, cut: Cut, visual: int | Node) -> int | Node:
     share = emit.arithmetic(operator.mul, visual, cut.numerator)
     share = emit.arithmetic(operator.add, share, cut.denominator - 1)
     return emit.arithmetic(operator.floordiv, share, cut.denominator)
+
+
+def _spoil_rows(emit: Emitter, hidden: Node, text: Node, length: int | Node) -> None:
+    """Have all readers of the hidden states ``[B, S', C]`` read NaN in rows with more ``text`` ``[B]`` than S'."""
+    readers = list(hidden.users)
+    with emit.before(hidden.next):
+        spoilt = emit(_spoilt, hidden, text, length)
+    for reader in readers:
+        reader.replace_input_with(hidden, spoilt)
+
+
+def _spoilt(hidden: Tensor, text: Tensor, length: int) -> Tensor:
+    return hidden.masked_fill((text > length)[:, None, None], float("nan"))
 
 
 def _count_text(is_visual: Tensor, is_padding: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import patches, report
 from .calibration import Calibration
 from .integrations.transformers.prompt import tell_visual_tokens
-from .options import Config
+from .options import Config, with_mode
 from .unwrap import unwrap
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -26,6 +26,7 @@ def compile(
     dynamic: bool | None = None,
     fullgraph: bool = False,
     disable: bool = False,
+    mode: str | None = None,
     **options: object,
 ) -> Model:
     """Compile ``model`` in place; ``generate`` is compiled too.
@@ -40,14 +41,16 @@ def compile(
         dynamic: handed to ``torch.compile``, like ``fullgraph`` and ``disable``.
         fullgraph: see there.
         disable: see there.
+        mode: one of ``torch.compile``'s, which stands for options of Inductor; those of ``inductor`` come first.
         options: those of the backend, by keyword.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: for a bad option, before anything is compiled.
+        ValueError: for a bad option or mode, before anything is compiled.
     """
+    options = dict(with_mode(options, mode) or {})
     Config.parse(options)
     # By its name, torch would register it, which only one thread can.
     from .backend.entry import sharp

@@ -14,7 +14,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from . import patches, report
 from .backend.entry import sharp
-from .integrations.dynamo import arguments_of, backend_of, private
+from .integrations.dynamo import backend_of, options_given, private
 from .integrations.marked import options_of
 from .options import DEFAULTS, PARTS, Config
 from .patches import Patch
@@ -166,7 +166,7 @@ def _options_of(model: torch.nn.Module) -> Mapping[str, Any] | None:
     """Return the options with which a model was compiled with this backend; None where it was not."""
     if isinstance(model, OptimizedModule):
         is_ours = backend_of(model.dynamo_ctx) is sharp
-        return arguments_of(model.dynamo_ctx).get("options") or {} if is_ours else None
+        return options_given(model.dynamo_ctx) if is_ours else None
     return next((given for part in model.modules() if (given := options_of(part)) is not None), None)
 
 

@@ -157,6 +157,25 @@ class Config:
         )
 
 
+def with_mode(options: Mapping[str, Any] | None, mode: str | None) -> Mapping[str, Any] | None:
+    """Return the options with those of Inductor that a mode of ``torch.compile`` stands for; the user's own come first.
+
+    Raises:
+        ValueError: for a mode that Inductor does not have.
+    """
+    if mode is None:
+        return options
+    from torch._inductor import list_mode_options
+
+    modes = list_mode_options()
+    if mode not in modes:
+        raise BadOption(f"mode={short_repr(mode)} is none of Inductor's modes: {', '.join(map(repr, modes))}")
+    given = {} if options is None else options
+    own = given.get("inductor", {})
+    # What is no mapping is refused with all else.
+    return {**given, "inductor": {**modes[mode], **own}} if modes[mode] and isinstance(own, Mapping) else options
+
+
 def _refusal(name: object, value: object, reason: str) -> BadOption:
     """Return the error that refuses ``value`` for option ``name``."""
     return BadOption(f"option {name if type(name) is str else short_repr(name)}={short_repr(value)}: {reason}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, overload
 
 from torch import Tensor
 
@@ -17,9 +18,46 @@ if TYPE_CHECKING:  # options may hold what a report is needed for: a calibration
     from .options import Cut
 
 
+MAX_REPORTS = 1_000
+"""How many reports there are; with one more the oldest goes."""
+
+MAX_RUNS = 16
+"""Of how many runs, the last of this process, reports hold tensors."""
+
+
+class Check(Protocol):
+    """See ``GraphReport.check``."""
+
+    def __call__(self, wait: bool) -> None:
+        """Raise what is known; with ``wait`` once all is."""
+
+
+class _Checked:
+    """The field ``GraphReport.kept``. Reading it waits for what is not known yet of the runs of the graph."""
+
+    @overload
+    def __get__(self, graph_report: None, owner: type) -> None: ...
+    @overload
+    def __get__(self, graph_report: GraphReport, owner: type) -> Tensor | None: ...
+    def __get__(self, graph_report: GraphReport | None, owner: type) -> Tensor | None:
+        if graph_report is None:
+            return None  # of the class: the default
+        if graph_report.check is not None:
+            graph_report.check(wait=True)
+        kept: Tensor | None = vars(graph_report)["kept"]
+        return kept
+
+    def __set__(self, graph_report: GraphReport, value: Tensor | None) -> None:
+        vars(graph_report)["kept"] = value
+
+
 @dataclass(repr=False, eq=False)  # by identity: tensors have no one answer to whether they are equal
 class GraphReport:
     """What became of one graph.
+
+    The tensors of a run are the graph's own, and not to be written into. They are held for the last ``MAX_RUNS`` runs
+    of any graphs: those of a graph that ran before them are None again. On a device a row with more text than positions
+    are kept is seen after the run only, and reading ``kept`` raises its ``ValueError``.
 
     Attributes:
         pruned: whether its sequence is shortened.
@@ -44,6 +82,8 @@ class GraphReport:
         segment: likewise the segments of ShaRP, as the first cut of the last run had them; None where it has none.
         flops: floating-point operations of the last run in ``sharp_compile.explain``, without and with pruning; each
             None where PyTorch's counter can't run the graph.
+        check: raises the errors of earlier runs of the graph that are known by now, and with ``wait`` all of them; None
+            where there are none.
     """
 
     pruned: bool
@@ -54,7 +94,7 @@ class GraphReport:
     pruned_length: int | str | None = None
     visual_tokens: int | str | None = None
     kept_tokens: int | str | None = None
-    kept: Tensor | None = None
+    kept: _Checked = _Checked()
     scores: Tensor | None = None
     hoisted: bool | None = None
     passes_s: float | None = None
@@ -63,6 +103,7 @@ class GraphReport:
     segment: Tensor | None = None
     flops: tuple[int | None, int | None] | None = None
     distinct_layers: int | None = None
+    check: Check | None = None
 
     def __repr__(self) -> str:
         return f"<GraphReport: {self.summary()}>"
@@ -84,7 +125,10 @@ class _Watcher:
     flops: bool
 
 
-_reports: list[GraphReport] = []
+_reports: deque[GraphReport] = deque(maxlen=MAX_REPORTS)
+_holding: deque[GraphReport] = deque()
+# Reentrant: the garbage collector may run inside, and report what it finds.
+_lock = threading.RLock()
 # Each thread watches what it does itself.
 _watchers: ContextVar[tuple[_Watcher, ...]] = ContextVar("watchers", default=())
 _latest = threading.local()
@@ -92,7 +136,8 @@ _latest = threading.local()
 
 def add(graph_report: GraphReport) -> GraphReport:
     """Add a report to those of this process, and return it."""
-    _reports.append(graph_report)
+    with _lock:
+        _reports.append(graph_report)
     notice(graph_report)
     return graph_report
 
@@ -120,9 +165,25 @@ def keep(
 
     ``kept`` is None for a run that was not pruned.
     """
-    graph_report.kept, graph_report.scores, graph_report.frame, graph_report.segment = kept, scores, frame, segment
+    with _lock:
+        _hold(graph_report, kept, scores, frame, segment)
+        if graph_report in _holding:
+            _holding.remove(graph_report)
+        _holding.append(graph_report)
+        if len(_holding) > MAX_RUNS:
+            _hold(_holding.popleft())
     _latest.kept = kept
     notice(graph_report)
+
+
+def _hold(
+    graph_report: GraphReport,
+    kept: Tensor | None = None,
+    scores: Tensor | None = None,
+    frame: Tensor | None = None,
+    segment: Tensor | None = None,
+) -> None:
+    graph_report.kept, graph_report.scores, graph_report.frame, graph_report.segment = kept, scores, frame, segment
 
 
 def latest_kept() -> Tensor | None:
@@ -145,10 +206,27 @@ def watch(flops: bool = False) -> Iterator[list[GraphReport]]:
 
 
 def reports() -> list[GraphReport]:
-    """Return the reports of all graphs that the backend was given since ``reset``, in the order in which it was."""
-    return list(_reports)
+    """Return the reports of the graphs that the backend was given since ``reset``, in the order in which it was.
+
+    They are the last ``MAX_REPORTS``.
+
+    Raises:
+        ValueError: for a run on a device that had more text in a row than positions are kept. It is told of once.
+    """
+    found = seen()
+    for graph_report in found:
+        if graph_report.check is not None:
+            graph_report.check(wait=True)
+    return found
+
+
+def seen() -> list[GraphReport]:
+    """Return the same, and wait for nothing."""
+    with _lock:
+        return list(_reports)
 
 
 def reset() -> None:
     """Forget all reports. Graphs that are compiled already go on, and are not reported again."""
-    _reports.clear()
+    with _lock:
+        _reports.clear()

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import sharp_compile
+from sharp_compile.backend.entry import setting_of, sharp
+from sharp_compile.integrations.marked import options_of
+from sharp_compile.options import Config
 from tests.toy import Toy, toy_inputs
 
 OPTIONS = {"inner": "eager", "retention": 0.25}
@@ -23,9 +26,33 @@ def test_a_bad_option_is_refused_where_something_is_compiled(door):
     assert model._compiled_call_impl is None
 
 
-def test_a_mode_is_refused_where_something_is_compiled():
-    with pytest.raises(ValueError, match="mode='max-autotune' is no option of"):
-        torch.compile(Toy(), backend="sharp", mode="max-autotune")
+def test_an_unknown_mode_is_refused_where_something_is_compiled():
+    for compile in (torch.compile, torch.nn.Module.compile):
+        with pytest.raises(ValueError, match=r"mode='fastest' is none of Inductor's modes: .*'reduce-overhead'"):
+            compile(Toy(), backend="sharp", mode="fastest")
+    with pytest.raises(ValueError, match="mode='fastest'"):
+        sharp_compile.compile(Toy(), mode="fastest")
+
+
+def test_two_modes_are_two_settings():
+    backends = [torch._TorchCompileWrapper(sharp, mode, None, None) for mode in (None, "default", "reduce-overhead")]
+    plain, default, graphs = map(setting_of, backends)
+    assert plain == default == Config.parse()
+    assert graphs == Config.parse({"inductor": {"triton.cudagraphs": True}})
+
+
+def test_a_mode_beside_options():
+    """Those of Inductor's that the user gives come first."""
+    model = Toy()
+    own = {"max_autotune": False, "coordinate-descent-tuning": False}
+    sharp_compile.compile(model, mode="max-autotune", retention=0.25, inductor=own)
+    config = Config.parse(options_of(model))
+    assert dict(config.inductor) == {
+        "max_autotune": False,
+        "triton.cudagraphs": True,
+        "coordinate_descent_tuning": False,
+    }
+    assert config.cuts == Config.parse({"retention": 0.25}).cuts
 
 
 def test_dynamic_shapes_from_the_first_call():

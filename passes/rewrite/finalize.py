@@ -32,6 +32,8 @@ def finalize(context: PassContext) -> PruneResult:
     for name, node in context.aux_outputs.items():
         node.meta[AUX_OUTPUT] = name
     output = graph.output_node()
+    originals = {stage.original for stage in stages}
+    positions = tuple(place for place, node in enumerate(arguments(output)[0]) if node in originals)
     output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
     restore_flex(context.emit, context.flex)
     leave_to_eager(context.emit.added, context.injection.embeddings)
@@ -45,8 +47,10 @@ def finalize(context: PassContext) -> PruneResult:
         context.lengths,
         context.hoisted is not None,
         tuple(context.aux_outputs),
+        context.text_check,
         tuple(returned),
         states,
+        positions,
         context.least,
     )
 

@@ -83,9 +83,7 @@ class LinkedGraph:
             if compiled is not None:
                 elements = as_size_tensor(record.elements, record.frame)
                 torch._dynamo.maybe_mark_dynamic(elements, 0)
-                results = compiled(*args, record.frame, elements)
-                if self.report.pruned:
-                    self._measure()
+                results: Sequence[Any] = compiled(*args, record.frame, elements)
                 return results
         else:
             self.look_for_pixels(args)
@@ -172,16 +170,6 @@ class LinkedGraph:
 
     def _compile(self, module: GraphModule) -> Compiled:
         return compile_later(module, functools.partial(compile_now, config=self.config))
-
-    def _measure(self) -> None:
-        """Report the lengths of the last call."""
-        frame = self.report.frame
-        assert frame is not None
-        batch, length = frame.shape
-        visual = int((frame >= 0).sum()) // batch
-        kept = self.config.cuts[-1].kept(visual)
-        self.report.sequence_length, self.report.visual_tokens = length, visual
-        self.report.kept_tokens, self.report.pruned_length = kept, length - visual + kept
 
 
 def _in_a_frame(frame: Tensor) -> Tensor:

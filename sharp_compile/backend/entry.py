@@ -18,7 +18,7 @@ from .. import report
 from ..integrations import dynamo, dynamo_messages, ours, recompile_limit, transformers
 from ..integrations.precompilation import take_backend_id
 from ..integrations.tracing import TraceAgain, hands_over
-from ..options import Config
+from ..options import Config, with_mode
 from ..passes.analysis.injection import find_injections, find_unknown, injects_into_input
 from ..passes.canonicalize.equal_layers import NotEqual, write_out_equal_layers
 from ..passes.errors import CannotPrune
@@ -51,13 +51,13 @@ def sharp(
         module: the graph.
         inputs: what it is about to be called with.
         options: see ``Config.parse``.
-        mode: refused, it is an option of Inductor.
+        mode: one of Inductor's, which stands for options of it; those in ``options`` come first.
 
     Returns:
         A function that takes the graph's inputs and returns its outputs.
 
     Raises:
-        ValueError: for a bad option, or a selector that can't be compiled.
+        ValueError: for a bad option or mode, or a selector that can't be compiled.
         CannotPrune: for a graph that can't be pruned, with ``on_skip="raise"``.
         Exception: for a fault of the passes, likewise.
     """
@@ -103,9 +103,9 @@ def setting_of(backend: Any) -> Config | None:
     """Return the options with which a backend of Dynamo compiles by ``sharp``; None for a backend of others.
 
     Raises:
-        ValueError: for a bad option.
+        ValueError: for a bad option or mode.
     """
-    options: Mapping[str, Any] | None = None
+    arguments: dict[str, Any] = {}
     while backend is not sharp:
         if isinstance(backend, functools.partial):
             given, backend = backend.keywords, backend.func
@@ -115,8 +115,8 @@ def setting_of(backend: Any) -> Config | None:
             return None
         if isinstance(config := given.get("config"), Config):
             return config
-        options = given.get("options", options)
-    return Config.parse(options)
+        arguments |= {name: given[name] for name in ("options", "mode") if name in given}
+    return check(**arguments)
 
 
 def _active_setting() -> Config | None:
@@ -191,21 +191,9 @@ def check(options: Mapping[str, Any] | None = None, mode: str | None = None) -> 
     """Return what is asked for; ``sharp`` has the arguments.
 
     Raises:
-        ValueError: for a bad option, and for any mode.
+        ValueError: for a bad option or mode.
     """
-    if mode is not None:
-        raise ValueError(_about_mode(mode))
-    return Config.parse(options)
-
-
-def _about_mode(mode: str) -> str:
-    """Return what to write in place of a mode of Inductor's."""
-    from torch._inductor import list_mode_options
-
-    known = list_mode_options()
-    if mode not in known:
-        return f"mode={mode!r} is none of Inductor's modes: {', '.join(map(repr, known))}"
-    return f'mode={mode!r} is no option of backend="sharp": write options={{"inductor": {known[mode]}}}, the same to it'
+    return Config.parse(with_mode(options, mode))
 
 
 # What is compiled with this backend, by whatever door, is to reach it.

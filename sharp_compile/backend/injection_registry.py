@@ -72,6 +72,7 @@ def find_annotated(inputs: Sequence[Any]) -> tuple[int, InjectionRecord] | None:
     for place, value in enumerate(inputs):
         is_hidden = isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point()
         if is_hidden and value.shape[:2] == is_visual.shape:
+            # Shapes follow from it: of a mask on a device, this waits. Graphs that inject features know it by theirs.
             visual = int(is_visual.sum())
             # No frame is known: the decoder's graph parts them where text is between.
             frame = is_visual.to(value.device).long() - 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import SymInt
 from torch._dynamo.backends.registry import lookup_backend
 from torch.fx import GraphModule
@@ -67,6 +68,12 @@ def _settings_of_inductor(module: GraphModule, config: Config) -> dict[str, Any]
 def reuses_layers(config: Config) -> bool:
     """Return whether equal layers are compiled once: by Inductor, which can, and where no gradients are computed."""
     return config.reuse_layers and config.inner == "inductor" and not torch.is_grad_enabled()
+
+
+def is_overwritten(config: Config) -> bool:
+    """Return whether the next run of a graph writes into what this one returned: CUDA graphs are replayed in place."""
+    default = torch._inductor.config.triton.cudagraphs
+    return config.inner == "cudagraphs" or dict(config.inductor).get("triton.cudagraphs", default)
 
 
 def compile_later(module: GraphModule, backend: Callable[..., Compiled]) -> Compiled:

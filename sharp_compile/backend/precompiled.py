@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Compiled = Callable[..., Any]
 
+_OF_A_RUN: dict[str, Any] = dict.fromkeys(("kept", "scores", "frame", "segment", "flops", "check"))
+
 
 class NotKept(Exception):
     """What was compiled can't be written down; the message says why."""
@@ -160,7 +162,7 @@ def _kept(module: GraphModule, compiled: Any, setting: Config) -> _Kept:
     if isinstance(compiled, PrunedGraph):
         count_text = compiled.count_text
         pruned = _Pruned(
-            dataclasses.replace(compiled.report, kept=None, scores=None, frame=None, segment=None, flops=None),
+            dataclasses.replace(compiled.report, **_OF_A_RUN),
             compiled.outputs,
             _written(copy_of(count_text).forward) if isinstance(count_text, GraphModule) else None,
             compiled.run_unpruned is not None,

@@ -13,12 +13,13 @@ from torch.fx import GraphModule
 
 from .. import patches, report
 from ..flops import count_flops
-from ..passes.context import PruneResult, kept_at
+from ..passes.context import PruneResult, TextCheck, kept_at
 from ..passes.token_dim.plan import Returned
 from ..report import GraphReport
 from .callers import active_backend
 from .inner import Compiled
 from .tail_graph import hand_on
+from .text_check import LateChecks, too_much_text
 
 
 class CompiledPerSetting:
@@ -82,7 +83,7 @@ class CompiledPerSetting:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a pruned graph returns.
+    """What a pruned graph returns, and what is to be done with it.
 
     Attributes:
         aux: the names of the auxiliary outputs, which come last; see ``PruneResult``.
@@ -90,6 +91,9 @@ class Outputs:
         states: the places of those that are hidden states ``[B, S', C]`` after the last cut.
         stages: how often the graph is cut.
         broke: whether Dynamo ended the graph by a break.
+        text_check: when the text of the rows is checked; see ``PruneResult``.
+        positions: the places of kept positions among the graph's own results, for caches.
+        overwritten: whether the next run writes into the memory of what this one returned, as CUDA graphs do.
     """
 
     aux: tuple[str, ...]
@@ -97,16 +101,30 @@ class Outputs:
     states: tuple[int, ...]
     stages: int
     broke: bool
+    text_check: TextCheck
+    positions: tuple[int, ...]
+    overwritten: bool
 
     @staticmethod
-    def of(pruned: PruneResult, ended: Any) -> Outputs:
+    def of(pruned: PruneResult, ended: Any, overwritten: bool) -> Outputs:
         """Return what a pruned graph returns; ``ended`` is why Dynamo ended it where it did, None if not known."""
-        broke = ended is not None and bool(ended.graph_break)
-        return Outputs(pruned.aux_outputs, pruned.returned, pruned.states, len(pruned.cuts), broke)
+        return Outputs(
+            pruned.aux_outputs,
+            pruned.returned,
+            pruned.states,
+            len(pruned.cuts),
+            ended is not None and bool(ended.graph_break),
+            pruned.text_check,
+            pruned.positions,
+            overwritten,
+        )
 
 
 class PrunedGraph:
     """A pruned graph as Dynamo expects it: its auxiliary outputs, which come last, go to the report.
+
+    A call waits for no device. Where a row has more text than positions are kept, a graph on the CPU runs unpruned; on
+    a device it has run by the time that is known, and the next call or who reads its report gets the error.
 
     Attributes:
         compiled: the graph after pruning, compiled; it returns the auxiliary outputs too.
@@ -116,6 +134,7 @@ class PrunedGraph:
         count_text: gives the text tokens of each row ``[B]``, and how many positions are kept, ahead of a run; None
             where the graph may be run for it.
         run_unpruned: runs the graph as Dynamo made it, for a call that can't be pruned; None where that is an error.
+        late: the checks of runs whose text is on its way from the device.
     """
 
     def __init__(
@@ -130,42 +149,56 @@ class PrunedGraph:
     ) -> None:
         self.compiled, self.report, self.outputs, self.graphs = compiled, graph_report, outputs, graphs
         self.count_text, self.run_unpruned, self.warn = count_text, run_unpruned, warn
+        self.late = LateChecks()
+        if outputs.text_check == "late":
+            graph_report.check = self.late.check
 
     def __call__(self, *args: Any) -> Sequence[Any]:
         """Run the graph on inputs like those it was traced with.
 
         Raises:
-            ValueError: where a row has more text than positions are kept, and ``run_unpruned`` is None.
+            ValueError: where a row has more text than positions are kept, and ``run_unpruned`` is None; or where one
+                of an earlier call had.
         """
         patches.install()
+        self.late.check(wait=False)
         if self.count_text is not None:
-            text, kept = self.count_text(*args)
-            if has_too_much(text, kept):
-                return self._run_unpruned(text, kept, args)
+            text, count = self.count_text(*args)
+            if (reason := too_much_text(text, count)) is not None:
+                return self._run_unpruned(reason, args)
         results, aux = self._strip_aux_outputs(self.compiled(*args))
-        text, kept = aux.pop("text"), aux["kept"]
+        text, kept, visual = aux.pop("text"), aux["kept"], aux.pop("visual", None)
+        if self.outputs.text_check == "late":
+            self.late.add(text, kept.shape[1])
+        elif self.outputs.text_check == "now" and (reason := too_much_text(text, kept.shape[1])) is not None:
+            return self._run_unpruned(reason, args)
         stages = {stage: aux.pop(kept_at(stage), kept) for stage in range(1, self.outputs.stages + 1)}
-        if has_too_much(text, kept.shape[1]):
-            return self._run_unpruned(text, kept.shape[1], args)
-        report.keep(self.report, **{name: tensor.clone() for name, tensor in aux.items()})
+        report.keep(self.report, **aux)
+        length = aux["frame"].shape[1]
+        if visual is not None:
+            self._measure(length, kept.shape[1], visual)
         if report.flops_wanted() and self.graphs is not None:
             self.report.flops = count_flops(self.graphs[0], args), count_flops(self.graphs[1], args)
-        length = aux["frame"].shape[1]
         returned, states = self.outputs.returned, self.outputs.states
         return tuple(hand_on(results, returned, states, stages, length, self.outputs.broke))
 
-    def _strip_aux_outputs(self, results: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Tensor]]:
+    def _measure(self, length: int, kept: int, visual: int) -> None:
+        """Report the lengths of the last call, where the graph did not show them when it was rewritten."""
+        self.report.sequence_length, self.report.visual_tokens = length, visual
+        self.report.pruned_length, self.report.kept_tokens = kept, kept - (length - visual)
+
+    def _strip_aux_outputs(self, results: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Part the graph's own results from its auxiliary outputs, by name."""
         names = self.outputs.aux
-        return results[: -len(names)], dict(zip(names, results[-len(names) :], strict=True))
+        results, aux = list(results[: -len(names)]), dict(zip(names, results[-len(names) :], strict=True))
+        if self.outputs.overwritten:
+            # Reports, records and caches hold these past the next run.
+            aux = {name: value.clone() if isinstance(value, Tensor) else value for name, value in aux.items()}
+            for place in self.outputs.positions:
+                results[place] = results[place].clone()
+        return results, aux
 
-    def _run_unpruned(self, text: Tensor, kept: int, args: Sequence[Any]) -> Sequence[Any]:
-        row = int(text.argmax())
-        reason = (
-            f"row {row} of the batch has {int(text[row])} text tokens, but only {kept} positions are kept: its visual "
-            "tokens and padding are fewer than what is dropped of every row. The batch mixes videos with rows of "
-            "little or no video; run those apart, or with a higher retention"
-        )
+    def _run_unpruned(self, reason: str, args: Sequence[Any]) -> Sequence[Any]:
         if self.run_unpruned is None:
             raise ValueError(reason)
         if self.warn:
@@ -174,9 +207,3 @@ class PrunedGraph:
         report.keep(self.report, None)
         results: Sequence[Any] = self.run_unpruned(*args)
         return results
-
-
-def has_too_much(text: Tensor, kept: int) -> bool:
-    """Return whether a row has more ``text`` tokens ``[B]`` than positions are kept of it."""
-    # Meta tensors have shapes and no data to check.
-    return not text.is_meta and int(text.max()) > kept

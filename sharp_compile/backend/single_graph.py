@@ -17,12 +17,12 @@ from ..passes.analysis.injection import Injection, find_injections
 from ..passes.analysis.modality import KIND, modality_of, only
 from ..passes.context import PruneResult
 from ..passes.fx.emit import Emitter
-from ..passes.fx.nodes import arguments, copy_with_nodes, example_tensor, example_value, writes_into_inputs
+from ..passes.fx.nodes import arguments, copy_with_nodes, example_value, writes_into_inputs
 from ..passes.fx.part import part_of
 from ..passes.pipeline import prune, with_injections
 from ..report import GraphReport
 from .injection_registry import publishing, return_injection
-from .inner import Compiled, compile_later, compile_now, compiler, reuses_layers
+from .inner import Compiled, compile_later, compile_now, compiler, is_overwritten, reuses_layers
 from .reporting import breaks_so_far, decline, describe, last_break, log_pruned, skip
 from .runtime import Outputs, PrunedGraph
 
@@ -122,25 +122,19 @@ def run_pruned(
     layers = count_distinct_layers(pruned.module.graph) if reuses_layers(config) else graph_report.num_layers
     graph_report.distinct_layers = layers
     may_run_unpruned, count_text, unpruned = config.on_skip != "raise", None, None
-    text, length = _text_and_length(pruned)
-    if may_run_unpruned and not _is_one_row(text) and writes_into_inputs(module.graph):
-        count_text = part_of(pruned.module, (text, length))
-        may_run_unpruned = count_text is not None
-    if may_run_unpruned:
-        unpruned = compile_later(module, functools.partial(compile_now, config=config))
-    outputs, graphs = Outputs.of(pruned, reason_of_end(module)), (module, pruned.module)
+    if pruned.text_check == "now" and may_run_unpruned:
+        if writes_into_inputs(module.graph):
+            count_text = part_of(pruned.module, _text_and_length(pruned))
+            may_run_unpruned = count_text is not None
+        if may_run_unpruned:
+            unpruned = compile_later(module, functools.partial(compile_now, config=config))
+    outputs, graphs = Outputs.of(pruned, reason_of_end(module), is_overwritten(config)), (module, pruned.module)
     return PrunedGraph(compiled, graph_report, outputs, graphs, count_text, unpruned, config.on_skip == "warn")
 
 
 def reason_of_end(module: GraphModule) -> Any:
     """Return why Dynamo ended a graph where it did: it leaves that on its module."""
     return getattr(module, "compile_subgraph_reason", None)
-
-
-def _is_one_row(text: Node) -> bool:
-    """Return whether ``text`` ``[B]`` is surely of one row, which has all visual tokens itself."""
-    value = example_tensor(text)
-    return value is not None and isinstance(value.shape[0], int) and value.shape[0] == 1
 
 
 def _text_and_length(pruned: PruneResult) -> tuple[Node, int | Node]:

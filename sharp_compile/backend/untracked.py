@@ -84,7 +84,7 @@ class UntrackedTokens:
 
 
 def _once(reason: str | None) -> str | None:
-    return None if any(graph_report.reason == reason for graph_report in report.reports()) else reason
+    return None if any(graph_report.reason == reason for graph_report in report.seen()) else reason
 
 
 def _given() -> Iterator[Tensor]:

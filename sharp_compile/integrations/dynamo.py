@@ -13,7 +13,7 @@ What is compiled with another backend passes through as it came, after one check
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,7 +23,7 @@ from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule, _TorchDyn
 from torch._dynamo.utils import get_optimize_ddp_mode
 
 from .. import patches
-from ..options import Config
+from ..options import Config, with_mode
 from . import first_call, precompilation, regions, transformers
 from .declined import decline
 from .marked import holds_compiled, mark
@@ -83,7 +83,7 @@ def _compile(original: Callable[[Any], Any], context: OptimizeContext, target: A
         context.enter_exit_hooks.append(first_call.watch)
     regions.keep_apart(context)
     precompilation.name_apart(context, target, setting)
-    compiled, options = original(target), arguments_of(context).get("options") or {}
+    compiled, options = original(target), options_given(context)
     if not isinstance(module, torch.nn.Module):
         return compiled
     transformers.check_target(module, target, options)
@@ -113,14 +113,14 @@ def _nothing() -> None:
     pass
 
 
-def _say_generate_is_not_compiled(compiled: OptimizedModule, options: dict[str, Any]) -> None:
+def _say_generate_is_not_compiled(compiled: OptimizedModule, options: Mapping[str, Any]) -> None:
     """Let ``generate`` of what ``torch.compile(model)`` returned say that it runs the model itself."""
     if callable(getattr(compiled._orig_mod, "generate", None)):
         # Past `OptimizedModule.__setattr__`, which would write to the model.
         vars(compiled)["generate"] = functools.partial(_generate_past, compiled._orig_mod, options)
 
 
-def _generate_past(module: torch.nn.Module, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+def _generate_past(module: torch.nn.Module, options: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     if not holds_compiled(module):
         decline(
             "torch.compile(model).generate(...) runs the model itself, which is not compiled: call "
@@ -134,6 +134,12 @@ def backend_of(context: _TorchDynamoContext) -> Any:
     """Return the backend that a context compiles with, without what Dynamo wraps around it."""
     backend = innermost_backend(context.callback)  # type: ignore[arg-type]
     return getattr(backend, "compiler_fn", backend)
+
+
+def options_given(context: _TorchDynamoContext) -> Mapping[str, Any]:
+    """Return the options of the backend that a context compiles with, those that its ``mode`` stands for among them."""
+    arguments = arguments_of(context)
+    return with_mode(arguments.get("options"), arguments.get("mode")) or {}
 
 
 def arguments_of(context: _TorchDynamoContext) -> dict[str, Any]:

@@ -14,4 +14,4 @@ def diversity(ctx: Context) -> Tensor:
     Returns:
         ``[B, S]`` float32: the earlier chosen, the higher.
     """
-    return farthest_point_ranking(ctx.hidden, ctx.is_visual, ctx.budget)
+    return farthest_point_ranking(ctx.hidden, ctx.is_visual, ctx.budget, ctx.kept)

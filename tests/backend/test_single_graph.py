@@ -304,11 +304,17 @@ def test_bad_options_are_value_errors_where_torch_hands_them_over_late(options, 
         fast(**toy_inputs())
 
 
-def test_mode_is_refused():
-    with pytest.raises(ValueError, match=r"mode='max-autotune'.*'triton.cudagraphs': True"):
-        torch.compile(Toy(), backend="sharp", mode="max-autotune")(**toy_inputs())
-    with pytest.raises(ValueError, match=r"mode='fastest' is none of Inductor's modes: .*'reduce-overhead'"):
-        torch.compile(Toy(), backend="sharp", mode="fastest")(**toy_inputs())
+@pytest.mark.parametrize(
+    "given",
+    [{"mode": "reduce-overhead"}, {"options": {"inductor": {"triton.cudagraphs": True}}}],
+    ids=["mode", "option"],
+)
+def test_graphs_for_cudagraphs_are_pruned(given):
+    model = Toy()
+    with torch.no_grad():
+        actual, _ = torch.compile(model, backend="sharp", **given)(**toy_inputs())
+        expected, _ = model(**toy_inputs(), cut={1: the_report().kept})
+    assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 # What can't be pruned runs as it is, and says so.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -74,7 +74,7 @@ def _saying_encoders_are_not_compiled(original: Callable[..., Any]) -> Callable[
     return prepare
 
 
-def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) -> None:
+def check_target(module: torch.nn.Module, target: Any, options: Mapping[str, Any]) -> None:
     """Say it if what is compiled, ``module`` or its method ``target``, never sees a prompt in one graph with a decoder.
 
     Raises:
@@ -95,7 +95,7 @@ def check_target(module: torch.nn.Module, target: Any, options: dict[str, Any]) 
         _say_prefill_is_not_compiled(module, options)
 
 
-def _say_prefill_is_not_compiled(model: torch.nn.Module, options: dict[str, Any]) -> None:
+def _say_prefill_is_not_compiled(model: torch.nn.Module, options: Mapping[str, Any]) -> None:
     if model in _said or options_of(model) is not None:
         return
     _said.add(model)

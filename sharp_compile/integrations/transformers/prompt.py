@@ -38,6 +38,8 @@ def telling(
     known = torch.tensor(placeholder_ids(getattr(model, "config", None), options.get("modality", "visual")))
     if not len(known) or "input_ids" not in signature.parameters:
         return call
+    # Copied once: a device is waited for while it gets what is in ordinary host memory.
+    known_on = functools.cache(known.to)
 
     @functools.wraps(call)
     def tell(*args: Any, **kwargs: Any) -> Any:
@@ -45,7 +47,7 @@ def telling(
         # `is_compiling` would be true in all threads while one of them compiles.
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or torch.compiler.is_dynamo_compiling():
             return call(*args, **kwargs)
-        with visual_tokens(torch.isin(ids, known.to(ids.device))):
+        with visual_tokens(torch.isin(ids, known_on(ids.device))):
             return call(*args, **kwargs)
 
     return tell
