@@ -17,6 +17,7 @@ from .analysis.cut_sites import CutSite
 from .analysis.decoder import Decoder
 from .analysis.injection import Injection
 from .analysis.tensor_parallel import TensorParallelInfo
+from .canonicalize.flash_to_sdpa import Flash
 from .canonicalize.flex_to_sdpa import Flex
 from .canonicalize.static_cache import CacheSlack
 from .fx.emit import Emitter
@@ -40,6 +41,7 @@ class PassContext:
 
         slack: canonicalize: the buffers of preallocated caches, with unused slots after the tokens.
         flex: canonicalize: the fused attentions that stand for flex_attention.
+        flash: canonicalize: the fused attentions that stand for operators of FlashAttention.
 
         decoder: analyze: the layers.
         ranks: analyze: the processes that share the work; None where one does it all.
@@ -69,6 +71,7 @@ class PassContext:
 
     slack: CacheSlack = field(init=False)
     flex: dict[Node, Flex] = field(init=False)
+    flash: dict[Node, Flash] = field(init=False)
 
     decoder: Decoder = field(init=False)
     ranks: TensorParallelInfo | None = field(init=False)

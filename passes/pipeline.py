@@ -37,6 +37,7 @@ from .analysis.selector_functions import name_of
 from .analysis.tensor_parallel import find_tensor_parallel
 from .canonicalize.best_keys import write_best_keys
 from .canonicalize.equal_views import merge_equal_views
+from .canonicalize.flash_to_sdpa import check_flash_lowered, lower_flash_to_sdpa
 from .canonicalize.flex_to_sdpa import check_lowered, lower_flex_to_sdpa
 from .canonicalize.functionalize import make_functional, make_injections_functional
 from .canonicalize.sinks import write_sinks
@@ -124,6 +125,7 @@ def canonicalize(context: PassContext) -> None:
     write_sinks(context.graph)
     context.slack = find_slack(context.emit, embeddings)
     context.flex = lower_flex_to_sdpa(context.emit, embeddings)
+    context.flash = lower_flash_to_sdpa(context.emit, embeddings)
 
 
 def analyze(context: PassContext, ended: Any) -> None:
@@ -134,6 +136,7 @@ def analyze(context: PassContext, ended: Any) -> None:
     """
     embeddings, config = context.injection.embeddings, context.config
     check_lowered(context.emit.module)
+    check_flash_lowered(context.emit.module, embeddings)
     decoder = find_decoder(context.graph, embeddings)
     assert decoder is not None
     check_whole(decoder, ended)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import patches, report
 from .calibration import Calibration
+from .integrations.transformers.flash_attention import leave_flash_attention
 from .integrations.transformers.prompt import tell_visual_tokens
 from .options import Config, with_mode
 from .unwrap import unwrap
@@ -33,8 +34,10 @@ def compile(
 
     Beside ``model.compile(backend="sharp", options=options)`` it tells each call which of its tokens are visual
     (``visual_tokens``), if the model's config and ``input_ids`` show it: for models that inject their features where no
-    graph shows it. A model that is wrapped (PEFT, ``DistributedDataParallel``) is compiled inside of its wrappers, and
-    a ``compile`` of its class's own is not asked. As ever in torch, a deep copy of a compiled module is not compiled.
+    graph shows it. A language model of transformers that was loaded with FlashAttention attends by SDPA from then on,
+    with a warning, unless ``flash_attention="keep"``: no graph shows its kernels. A model that is wrapped (PEFT,
+    ``DistributedDataParallel``) is compiled inside of its wrappers, and a ``compile`` of its class's own is not asked.
+    As ever in torch, a deep copy of a compiled module is not compiled.
 
     Args:
         model: a module.
@@ -51,13 +54,15 @@ def compile(
         ValueError: for a bad option or mode, before anything is compiled.
     """
     options = dict(with_mode(options, mode) or {})
-    Config.parse(options)
+    config = Config.parse(options)
     # By its name, torch would register it, which only one thread can.
     from .backend.entry import sharp
     from .integrations.recompile_limit import isolated
 
     patches.install()
     inside = unwrap(model)
+    if not disable and config.flash_attention == "sdpa":
+        leave_flash_attention(inside)
     torch.nn.Module.compile(
         inside, backend=sharp, options=options, dynamic=dynamic, fullgraph=fullgraph, disable=disable, **isolated()
     )

@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "seed": 0,
         "hoist": True,
         "reuse_layers": True,
+        "flash_attention": "sdpa",
         "inner": "inductor",
         "inductor": MappingProxyType({}),
         "on_skip": "warn",
@@ -50,6 +51,9 @@ PARTS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {"segment": parse_segment, "debias": parse_debias, "dedup": parse_dedup}
 )
 """The three parts of ShaRP, each with what reads its value, unless that is `None` (off)."""
+
+FLASH_ATTENTION = ("sdpa", "keep")
+"""What ``sharp_compile.compile`` can do about a language model that was loaded with FlashAttention."""
 
 ON_SKIP = ("warn", "raise", "silent")
 """What can be done about a graph that has visual tokens and can't be pruned."""
@@ -107,6 +111,7 @@ class Config:
     seed: int
     hoist: bool
     reuse_layers: bool
+    flash_attention: str
     inner: str | Callable[..., Any]
     inductor: tuple[tuple[str, Any], ...]
     on_skip: str
@@ -151,6 +156,7 @@ class Config:
             seed=read("seed", _seed),
             hoist=read("hoist", _flag, "hoist"),
             reuse_layers=read("reuse_layers", _flag, "reuse_layers"),
+            flash_attention=read("flash_attention", _flash_attention),
             inner=inner,
             inductor=read("inductor", _inductor, inner),
             on_skip=read("on_skip", _on_skip),
@@ -377,6 +383,14 @@ def _inductor(value: object, inner: object) -> tuple[tuple[str, Any], ...]:
                 raise _refusal(option, patch, f"must be of type {expected.__name__}")
         patches[attribute] = patch
     return tuple(sorted(patches.items()))
+
+
+def _flash_attention(value: object) -> str:
+    """Return what becomes of a language model that was loaded with FlashAttention."""
+    if name := _named(value, FLASH_ATTENTION):
+        return name
+    allowed = f"must be one of {', '.join(FLASH_ATTENTION)}{nearest(value, FLASH_ATTENTION)}"
+    raise _refusal("flash_attention", value, allowed)
 
 
 def _on_skip(value: object) -> str:

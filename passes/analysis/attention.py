@@ -43,7 +43,8 @@ class Attention:
     ``D ** -0.5``. ``output`` is the node that holds ``probabilities @ value``. ``causal`` says that it is causal
     by its own arguments; with a mask it may be. ``masked`` is the node that reads the mask. ``sinks`` are one more
     logit of each query, ``[1 or B, 1 or H, 1, 1]``, which takes a share of the attention and gives nothing; None
-    without.
+    without. ``token_axis`` is that of the queries' and keys' positions, another one only until an operator that has
+    heads behind tokens is lowered.
     """
 
     query: Node
@@ -54,6 +55,7 @@ class Attention:
     causal: bool
     masked: Node | None
     sinks: Node | None = None
+    token_axis: int = -2
 
 
 class AttentionOp:

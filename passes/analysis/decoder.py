@@ -26,6 +26,7 @@ from ..fx.nodes import example_tensor, example_value, format_node, is_hidden_sta
 from ..fx.sizes import expression
 from .attention import Attention, find_attention, where_unknown
 from .dataflow import build_dataflow, dominator_chain
+from .flash_attention import read_flash
 
 # The place of a module in a list of modules, in its path.
 _PLACE = re.compile(r"(?<![A-Za-z_0-9])\d+(?![A-Za-z_0-9])")
@@ -75,7 +76,7 @@ def find_decoder(graph: Graph, embeddings: Node) -> Decoder | None:
         attention
         for attention in find_attention(graph)
         if attention.query in dataflow
-        and _length(attention.query) == length
+        and _length(attention) == length
         # Without a mask everything sees everything, as in an encoder.
         and (attention.causal or attention.mask is not None)
     ]
@@ -123,11 +124,9 @@ def _check_unknown(dataflow: nx.DiGraph, length: sympy.Expr) -> None:
         name = str(node.target)
         values = [value.shape for leaf in node.all_input_nodes if (value := example_tensor(leaf)) is not None]
         sequences = [shape for shape in values if len(shape) == 4 and length in map(expression, shape[1:3])]
-        if (
-            isinstance(node.target, OpOverload | OpOverloadPacket)
-            and not name.startswith("aten.")
-            and len(sequences) >= 3
-        ):
+        is_operator = isinstance(node.target, OpOverload | OpOverloadPacket) and not name.startswith("aten.")
+        # FlashAttention takes several rows as one, too.
+        if (is_operator and len(sequences) >= 3) or read_flash(node) is not None:
             raise CannotPrune(
                 f"the decoder attends by {name}, which is not known; load the model with "
                 'attn_implementation="sdpa", "eager" or "flex_attention"'
@@ -143,9 +142,9 @@ def _is_square(scores: Node, length: sympy.Expr) -> bool:
     return rows == length and columns - length in (0, 1)
 
 
-def _length(query: Node) -> sympy.Expr | None:
-    value = example_tensor(query)
-    return None if value is None or value.ndim < 2 else expression(value.shape[-2])
+def _length(attention: Attention) -> sympy.Expr | None:
+    value, axis = example_tensor(attention.query), attention.token_axis
+    return None if value is None or value.ndim < -axis else expression(value.shape[axis])
 
 
 def _layers(

@@ -6,6 +6,7 @@ import operator
 
 from torch.fx import Node
 
+from ..canonicalize.flash_to_sdpa import restore_flash
 from ..canonicalize.flex_to_sdpa import restore_flex
 from ..context import AUX_OUTPUT, PassContext, PruneResult, kept_at
 from ..fx.nodes import arguments, example_value, is_hidden_states
@@ -36,6 +37,7 @@ def finalize(context: PassContext) -> PruneResult:
     positions = tuple(place for place, node in enumerate(arguments(output)[0]) if node in originals)
     output.args = ((*arguments(output)[0], *context.aux_outputs.values()),)
     restore_flex(context.emit, context.flex)
+    restore_flash(context.emit, context.flash)
     leave_to_eager(context.emit.added, context.injection.embeddings)
     graph.lint()
     context.emit.module.recompile()

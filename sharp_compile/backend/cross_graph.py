@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from .. import report
+from ..integrations.transformers.flash_attention import runs_flash_attention
 from ..options import Config
+from ..passes.analysis.dataflow import build_dataflow
 from ..passes.analysis.injection import Injection
 from ..passes.analysis.modality import KIND
+from ..passes.errors import CannotPrune
 from ..passes.fx.emit import Emitter
 from ..passes.fx.nodes import copy_of, example_value
 from ..passes.pipeline import prune, too_short
@@ -159,6 +162,8 @@ class LinkedGraph:
             self.takes_over = True
             place = return_injection(emit, injection, self.config.tokens_per_frame)
             return telling_later_graphs(self._compile(copy), place, self.report, self.config)
+        if pruned is None and runs_flash_attention() and len(build_dataflow(copy.graph, earlier.embeddings)) > 1:
+            raise CannotPrune("the decoder's layers begin in this graph, and it has none of their attention")
         if pruned is None:
             self.report.reason = "visual features come in from an earlier graph, but this one has no decoder"
             return None

@@ -18,6 +18,7 @@ from torch._dynamo.utils import graph_break_reasons
 from torch.fx import GraphModule
 
 from ..integrations import ours
+from ..integrations.transformers.flash_attention import hidden_by_flash_attention
 from ..observability import artifact, count, readable
 from ..options import Config
 from ..passes.context import PruneResult
@@ -67,6 +68,7 @@ def decline(graph_report: GraphReport, config: Config, error: Exception) -> None
     if isinstance(error, SelectorError):
         raise error
     if isinstance(error, CannotPrune):
+        graph_report.reason += hidden_by_flash_attention()
         skip(graph_report, config)
         return
     what = f"{type(error).__name__}: {error}".splitlines()[0]

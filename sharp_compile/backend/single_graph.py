@@ -10,6 +10,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from .. import report
+from ..integrations.transformers.flash_attention import hidden_by_flash_attention
 from ..integrations.transformers.modality import kind_of_mask
 from ..options import Config
 from ..passes.analysis.equal_regions import count_distinct_layers
@@ -85,11 +86,12 @@ def telling_later_graphs(compiled: Compiled, place: int, graph_report: GraphRepo
     graph_report.reason = "visual features are injected in this graph, a later one has the decoder"
     # Asked for once: what breaks in later calls may be other models.
     broken = functools.cache(functools.partial(last_break, breaks_so_far()))
+    hidden = hidden_by_flash_attention()
 
     def never_read() -> None:
         graph_report.reason = (
             "visual features were injected, but no compiled graph with a decoder read them: it ran eagerly, or on a "
-            f"changed copy of the embeddings{broken()}"
+            f"changed copy of the embeddings{broken()}{hidden}"
         )
         skip(graph_report, config, may_raise=False)
 

@@ -32,7 +32,7 @@ from .prefill import export_prefill
 __all__ = ["export", "export_decode", "output_names", "to_onnx", "to_openvino"]
 
 # Options that say how a graph is compiled or what else is done with it: a program is what others compile.
-_OF_COMPILATION = ("inner", "inductor", "on_skip", "reuse_layers")
+_OF_COMPILATION = ("inner", "inductor", "on_skip", "reuse_layers", "flash_attention")
 
 _captured: weakref.WeakKeyDictionary[ExportedProgram, Captured] = weakref.WeakKeyDictionary()
 
