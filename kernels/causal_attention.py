@@ -68,10 +68,12 @@ def by_lengths(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale
     ends = torch.stack([begins + visible.sum(1), begins + length], 1).flatten()
     bounds = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
     places = (order + begins[:, None]).flatten()
-    query, key, value = (each.transpose(1, 2).flatten(0, 1).index_select(0, places) for each in (query, key, value))
-    taken = flash_of_lengths(query, key, value, bounds, length, scale)
-    output = torch.empty_like(taken).index_copy(0, places, taken)
-    return output.view(rows, length, heads, channels).transpose(1, 2)
+    packed_query, packed_key, packed_value = (
+        each.transpose(1, 2).flatten(0, 1).index_select(0, places) for each in (query, key, value)
+    )
+    taken = flash_of_lengths(packed_query, packed_key, packed_value, bounds, length, scale)
+    output = torch.empty_like(taken).index_copy_(0, places, taken).view(rows, length, heads, channels)
+    return like_output(query, value).copy_(output.transpose(1, 2))
 
 
 def flash_of_lengths(

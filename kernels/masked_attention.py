@@ -80,9 +80,10 @@ def _chunks(visible: sympy.Basic, rows: Tensor, columns: Tensor) -> Iterator[tup
 
 
 def like_output(query: Tensor, value: Tensor) -> Tensor:
-    """Return an empty output, in memory as models read it: the heads of a token side by side."""
-    rows, heads, length, _ = query.shape
-    return query.new_empty((rows, length, heads, value.shape[3])).transpose(1, 2)
+    """Return an empty output ``[B, H, Sq, Dv]``, in memory as ``query`` is where it has as many channels."""
+    if query.shape[3] == value.shape[3]:
+        return torch.empty_like(query)
+    return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
 @masked_attention.register_fake
