@@ -194,7 +194,9 @@ class _Reader:
     def entry(self, table: Node, places: list[Any]) -> Any:
         """Return an entry of a table, as a condition where it is one."""
         value = example_tensor(table)
-        if value is None or is_vmapped(value) or value.is_floating_point() or value.is_complex() or value.ndim > 2:
+        if value is None or is_vmapped(value) or value.is_floating_point() or value.is_complex():
+            raise _NotUnderstood(table)
+        if sum(expression(size) != 1 for size in value.shape) > 2:
             raise _NotUnderstood(table)
         if table not in self.tables:
             self.tables.append(table)
@@ -260,10 +262,12 @@ def _together(reader: _Reader, *arguments: Any) -> tuple[list[Any], tuple[sympy.
     given = [reader.elements(argument) for argument in arguments]
     rank = max(len(each.axes) for each in given)
     padded = [(None,) * (rank - len(each.axes)) + each.axes for each in given]
-    axes = tuple(next((axis for axis in column if axis is not None), None) for column in zip(*padded, strict=True))
+    is_long = [any(axis is not None for axis in column) for column in zip(*padded, strict=True)]
+    # Anew, since one count may run along several axes.
+    axes = tuple(reader.symbol() if each else None for each in is_long)
     found = []
     for each, own in zip(given, padded, strict=True):
-        moves = {old: new for old, new in zip(own, axes, strict=True) if old is not None and old is not new}
+        moves = {old: new for old, new in zip(own, axes, strict=True) if old is not None}
         found.append(each.expression.xreplace(moves))
     return found, axes
 

@@ -1,5 +1,7 @@
 """Attention under formulas and with padding, against fused attention with the whole mask."""
 
+import itertools
+
 import pytest
 import sympy
 import torch
@@ -89,7 +91,7 @@ def flash_on_cpu(query, key, value, bounds, longest, scale):
     """What the kernel of a GPU does: causal attention within each sequence."""
     assert bounds.dtype == torch.int32 and bounds.diff().max() <= longest
     output = torch.full_like(query, float("nan"))
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in itertools.pairwise(bounds):
         parts = (each[begin:end].transpose(0, 1) for each in (query, key, value))
         output[begin:end] = F.scaled_dot_product_attention(
             *parts, is_causal=True, scale=scale, enable_gqa=True
