@@ -25,7 +25,7 @@ from ..analysis.attention import Attention, as_sdpa
 from ..analysis.attention_mask import CAUSAL, MaskFormula
 from ..context import PassContext
 from ..fx.emit import Emitter
-from ..fx.nodes import flatten_args, writes_into_first
+from ..fx.nodes import ancestors, flatten_args, writes_into_first
 from ..token_dim.plan import Gather
 
 
@@ -127,11 +127,8 @@ def _without_mask(given: dict[str, Any]) -> dict[str, Any]:
 
 def _erase_unused(graph: Graph, masks: Collection[Node], planned: Collection[Node]) -> None:
     """Erase masks that nothing reads any more, and what was computed for them alone."""
-    waiting = [mask for mask in masks if mask not in planned]
-    while waiting:
-        node = waiting.pop()
-        if node.users or node.op in ("placeholder", "output") or writes_into_first(node):
-            continue
-        parents = node.all_input_nodes
-        graph.erase_node(node)
-        waiting += (parent for parent in parents if parent not in planned)
+    candidates = ancestors(*masks) if masks else []
+    for node in reversed(candidates):
+        is_pure = node.op in ("call_function", "call_method") and not writes_into_first(node)
+        if is_pure and not node.users and node not in planned:
+            graph.erase_node(node)

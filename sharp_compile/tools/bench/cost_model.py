@@ -41,6 +41,7 @@ class Account:
     ``flops`` and ``bytes_moved`` are those of matrix products and attention: operations, and what they have to read and
     write at the least. ``kv_bytes`` is what the cache holds after it. ``head_bytes`` is the most that is held at a
     time, beside inputs and weights, up to the last layer, and ``tail_bytes`` in it; the cache is part of both.
+    ``square_tensors`` is how many tensors with two axes of S are made.
     """
 
     sequence_length: int
@@ -50,6 +51,7 @@ class Account:
     kv_bytes: int
     head_bytes: int
     tail_bytes: int
+    square_tensors: int
 
     @property
     def activation_peak_bytes(self) -> int:
@@ -77,19 +79,21 @@ def account(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Acc
     one, more = (_traced(replace(setup, layers=number), visual, options) for number in (few, few + 1))
     added = {
         name: getattr(one, name) + (setup.layers - few) * (getattr(more, name) - getattr(one, name))
-        for name in ("flops", "bytes_moved", "kv_bytes", "tail_bytes")
+        for name in ("flops", "bytes_moved", "kv_bytes", "tail_bytes", "square_tensors")
     }
     return replace(one, **added)
 
 
 def _traced(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Account:
     model, given = build(setup, "meta"), inputs(setup, visual, "meta")
+    assert given["embeddings"] is not None
+    length = given["embeddings"].shape[1]
     attentions = setup.layers + (0 if setup.tower is None else setup.tower.num_hidden_layers)
     counted: list[_Counting] = []
 
     def count(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            counting = _Counting(module, attentions)
+            counting = _Counting(module, attentions, length)
             counted.append(counting)
             return counting.count(*arguments)
 
@@ -115,6 +119,7 @@ def _traced(setup: Setup, visual: int, options: Mapping[str, Any] | None) -> Acc
         kv_bytes=sum(tensor.numel() * tensor.element_size() for tensor in held),
         head_bytes=max(each.head_bytes for each in counted),
         tail_bytes=max(each.tail_bytes for each in counted),
+        square_tensors=sum(each.held.squares for each in counted),
     )
 
 
@@ -131,10 +136,10 @@ def _empty_cache(model: Prompt, dtype: torch.dtype) -> DynamicCache:
 class _Counting(Interpreter):
     """Runs a graph node by node and counts; attention is one operation that stores no matrix of probabilities."""
 
-    def __init__(self, module: GraphModule, attentions: int) -> None:
+    def __init__(self, module: GraphModule, attentions: int, length: int) -> None:
         super().__init__(module)
         self.flops = self.bytes_moved = self.head_bytes = self.tail_bytes = 0
-        self.held = _Held()
+        self.held = _Held(length)
         self.begun, self.attentions = 0, attentions
 
     def count(self, *arguments: Any) -> Any:
@@ -180,11 +185,15 @@ class _Moved(TorchDispatchMode):
 
 
 class _Held(TorchDispatchMode):
-    """How many bytes the tensors hold that were made in it and are still there, and the most that it ever was."""
+    """How many bytes the tensors hold that were made in it and are still there, and the most that it ever was.
 
-    def __init__(self) -> None:
+    ``squares`` counts those with two axes of ``length``.
+    """
+
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.length = length
+        self.bytes = self.peak = self.squares = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -195,6 +204,7 @@ class _Held(TorchDispatchMode):
                 size = leaf.untyped_storage().nbytes()
                 self.known.add(place)
                 self.bytes += size
+                self.squares += sum(axis == self.length for axis in leaf.shape) > 1
                 self.peak = max(self.peak, self.bytes)
                 weakref.finalize(leaf.untyped_storage(), self._free, place, size)
         return result

@@ -84,6 +84,7 @@ class MetaRow:
         bytes_moved: what these products have to read and write at the least.
         kv_bytes: what the cache holds after the prefill.
         activation_peak_bytes: the most that is held at a time beside weights and inputs, the cache included.
+        square_tensors: how many tensors with two axes of S are made.
     """
 
     name: str
@@ -98,3 +99,37 @@ class MetaRow:
     bytes_moved: int
     kv_bytes: int
     activation_peak_bytes: int
+    square_tensors: int
+
+
+@dataclass(frozen=True)
+class PeakRow:
+    """The memory of one pruned prefill.
+
+    Attributes:
+        name: ``sharp``.
+        model: the name of the decoder's shape.
+        layers: how many it has here.
+        hidden_size: its width here.
+        dtype: the type of its weights.
+        mask: whether the prompt came with an attention mask.
+        selector: the rule.
+        retention: share of the visual tokens kept, after the last cut.
+        layer: that of the cut, the last one of several.
+        sequence_length: S.
+        pruned_length: S' after the last cut.
+        peak_bytes: the most that was allocated at a time, beside the weights.
+    """
+
+    name: str
+    model: str
+    layers: int
+    hidden_size: int
+    dtype: str
+    mask: bool
+    selector: str
+    retention: float
+    layer: int
+    sequence_length: int
+    pruned_length: int
+    peak_bytes: int

@@ -26,7 +26,7 @@ from .cost_model import Account, account
 from .decoders import SHAPES, Prompt, Setup, build, inputs
 from .handpatched import patch
 from .measure import KINDS, Machine, best_of, peak_bytes, seconds_by_kind
-from .rows import MetaRow, Row
+from .rows import MetaRow, PeakRow, Row
 from .vision import TowerShape
 
 
@@ -223,7 +223,19 @@ def count(request: Request) -> list[MetaRow]:
                 rows.append(_meta_row(request, "sharp", counted, full, retention, last.layer))
     title = f"{request.model}, {request.depth} layers, {request.dtype}: counted, not run"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("name", "kept", "layer", "S", "S'", "TFLOPs", "of full", "GB moved", "cache GB", "peak GB"):
+    for heading in (
+        "name",
+        "kept",
+        "layer",
+        "S",
+        "S'",
+        "TFLOPs",
+        "of full",
+        "GB moved",
+        "cache GB",
+        "peak GB",
+        "S x S",
+    ):
         table.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -237,6 +249,7 @@ def count(request: Request) -> list[MetaRow]:
             f"{row.bytes_moved / 1e9:,.1f}",
             f"{row.kv_bytes / 1e9:,.2f}",
             f"{row.activation_peak_bytes / 1e9:,.2f}",
+            str(row.square_tensors),
         )
     Console().print(table)
     return rows
@@ -258,28 +271,35 @@ def _meta_row(
         bytes_moved=counted.bytes_moved,
         kv_bytes=counted.kv_bytes,
         activation_peak_bytes=counted.activation_peak_bytes,
+        square_tensors=counted.square_tensors,
     )
 
 
-def fits(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Least-squares fits ``median_s = a S + b S^2`` for each way that was run at two lengths or more.
+def fits(rows: Sequence[Row | PeakRow]) -> list[dict[str, Any]]:
+    """Least-squares fits ``y = a S + b S^2`` of time and peak memory, for each way that was run at two lengths or more.
 
-    ``seconds_per_token`` is a, ``seconds_per_pair`` is b, and ``exponent`` the slope of the logarithms.
+    ``seconds_per_token`` is a of the time, ``seconds_per_pair`` is b, and ``exponent`` the slope of the logarithms;
+    ``peak_bytes_per_token``, ``peak_bytes_per_pair`` and ``peak_exponent`` are those of the memory.
     """
     found = []
     keys = dict.fromkeys((row.name, row.selector, row.retention, row.layer) for row in rows)
     for key in keys:
         of_way = [row for row in rows if (row.name, row.selector, row.retention, row.layer) == key]
         length = np.array([row.sequence_length for row in of_way], dtype=float)
-        seconds = np.array([row.median_s for row in of_way])
         if len(set(length)) > 1:
-            (per_token, per_pair), *_ = np.linalg.lstsq(np.stack([length, length**2], 1), seconds, rcond=None)
-            exponent = np.polyfit(np.log(length), np.log(seconds), 1)[0]
-            found.append(
-                dict(zip(("name", "selector", "retention", "layer"), key, strict=True))
-                | {"seconds_per_token": per_token, "seconds_per_pair": per_pair, "exponent": exponent}
-            )
+            fit: dict[str, Any] = dict(zip(("name", "selector", "retention", "layer"), key, strict=True))
+            if isinstance(of_way[0], Row):
+                seconds = np.array([row.median_s for row in of_way if isinstance(row, Row)])
+                fit |= zip(("seconds_per_token", "seconds_per_pair", "exponent"), _fit(length, seconds), strict=True)
+            peaks = np.array([row.peak_bytes for row in of_way], dtype=float)
+            names = "peak_bytes_per_token", "peak_bytes_per_pair", "peak_exponent"
+            found.append(fit | dict(zip(names, _fit(length, peaks), strict=True)))
     return found
+
+
+def _fit(length: Any, values: Any) -> tuple[float, float, float]:
+    (per_token, per_pair), *_ = np.linalg.lstsq(np.stack([length, length**2], 1), values, rcond=None)
+    return per_token, per_pair, np.polyfit(np.log(length), np.log(values), 1)[0]
 
 
 def _tables(request: Request, rows: Sequence[Row]) -> Iterator[Table]:

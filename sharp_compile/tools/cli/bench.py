@@ -45,6 +45,9 @@ Vision = Annotated[
 ]
 Mask = Annotated[bool, typer.Option(help="Give an attention mask, as processors do.")]
 Meta = Annotated[bool, typer.Option("--meta", help="Count instead of running: no time, any size.")]
+Peak = Annotated[
+    bool, typer.Option("--peak", help="Measure the memory of pruned prefills alone: prompts may be very long.")
+]
 PlotTime = Annotated[Path | None, typer.Option(help="Draw time against tokens into this PNG file.")]
 PlotSpeedup = Annotated[Path | None, typer.Option(help="Draw speed-up against retention into this PNG file.")]
 
@@ -67,6 +70,7 @@ def bench(
     vision: Vision = False,
     mask: Mask = True,
     meta: Meta = False,
+    peak: Peak = False,
     plot_time: PlotTime = None,
     plot_speedup: PlotSpeedup = None,
     json: Json = None,
@@ -75,10 +79,14 @@ def bench(
 
     Each row also tells its FLOPs and how near it comes to the speed-up that they allow. By default the decoder has the
     layers and proportions of Qwen2-7B at a width that runs on a laptop. With --meta nothing runs: FLOPs, bytes moved,
-    cache and peak memory of models of any size.
+    cache and peak memory of models of any size. With --peak pruned prefills run, for their peak memory.
     """
     if meta:
         refuse_given(context, _TIMED, "for what is run, without --meta")
+    if peak:
+        refuse_given(context, _TIMED, "for what is timed, without --peak")
+        if meta:
+            fail("--meta and --peak: the one counts, the other runs; give one of them")
     if full_size and width is not None:
         fail(f"--width {width}: give it or --full-size, not both")
     dtype = dtype or ("bfloat16" if meta else "float32")
@@ -102,10 +110,10 @@ def bench(
     request = Request(
         model, scaled, layers, tokens or [usual], cuts, selector, dtype, repeats, decode, eager, vision, mask
     )
-    _bench(request, meta, plot_time, plot_speedup, json)
+    _bench(request, "meta" if meta else "peak" if peak else "time", plot_time, plot_speedup, json)
 
 
-def _bench(request: Request, meta: bool, plot_time: Path | None, plot_speedup: Path | None, json: Path | None) -> None:
+def _bench(request: Request, what: str, plot_time: Path | None, plot_speedup: Path | None, json: Path | None) -> None:
     """Count or run what is asked for, and write what it gave."""
     from sharp_compile import CannotPrune
     from sharp_compile.options import Config
@@ -118,7 +126,14 @@ def _bench(request: Request, meta: bool, plot_time: Path | None, plot_speedup: P
             for parsed in Config.parse({**cut, "selector": selector}).cuts:
                 if parsed.layer + 1 >= request.depth:
                     fail(f"--layer {parsed.layer}: the model has {request.depth} layers, and one must follow")
-        if meta:
+        if what == "peak":
+            from sharp_compile.tools.bench.peaks import measure_peaks
+
+            peaks = measure_peaks(request)
+            if json is not None:
+                results_io.write_json(json, peaks, fits=fits(peaks))
+            return
+        if what == "meta":
             counted = count(request)
             if json is not None:
                 results_io.write_json(json, counted)

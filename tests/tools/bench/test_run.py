@@ -17,7 +17,7 @@ CONTRACT = {
     *("speedup_vs_inductor", "flops", "flop_limit", "fraction_of_limit", "peak_bytes", "compile_s", "passes_s"),
     *("decode_s_per_token", "compile_stages"),
 }
-META = {"flops", "flops_share", "kv_bytes", "activation_peak_bytes"}
+META = {"flops", "flops_share", "kv_bytes", "activation_peak_bytes", "square_tensors"}
 
 
 @pytest.fixture
@@ -81,13 +81,36 @@ def test_with_a_vision_tower_and_without_a_mask(tmp_path):
     assert "after a vision tower of 3 layers" in " ".join(result.output.split())
 
 
+def test_peaks_are_those_of_the_prompt_without_a_mask(tmp_path):
+    peaks = []
+    for mask in ("--mask", "--no-mask"):
+        numbers = tmp_path / f"numbers{mask}.json"
+        sizes = ("--width", 128, "--layers", 3, "--tokens", 1024, "--tokens", 2048)
+        result = run("--peak", mask, *sizes, "--selector", "uniform", "--json", numbers)
+        assert result.exit_code == 0, result.output
+        content = json.loads(numbers.read_text())
+        peaks.append([row["peak_bytes"] for row in content["rows"]])
+        assert [row["sequence_length"] for row in content["rows"]] == [1056, 2080]
+        (fit,) = content["fits"]
+        # A matrix of pairs would be a byte for each at the least.
+        assert abs(fit["peak_bytes_per_pair"]) < 0.1 and fit["peak_exponent"] < 1.1
+    with_mask, without = peaks
+    assert all(ours <= 1.1 * theirs for ours, theirs in zip(with_mask, without, strict=True))
+    assert "--meta and --peak" in run("--meta", "--peak").output
+
+
 def test_a_fit_finds_the_shape():
     empty = dict.fromkeys((field.name for field in fields(Row)), 0) | {"name": "sharp", "selector": "fastv"}
     rows = [
-        Row(**empty | {"sequence_length": length, "median_s": 2e-4 * length + 3e-8 * length**2})
+        Row(
+            **empty
+            | {"sequence_length": length, "median_s": 2e-4 * length + 3e-8 * length**2, "peak_bytes": 5000 * length}
+        )
         for length in (1000, 2000, 4000)
     ]
     (found,) = fits(rows)
+    assert found["peak_bytes_per_token"] == pytest.approx(5000) and found["peak_exponent"] == pytest.approx(1)
+    assert found["peak_bytes_per_pair"] == pytest.approx(0, abs=1e-6)
     assert found["name"] == "sharp"
     assert found["seconds_per_token"] == pytest.approx(2e-4)
     assert found["seconds_per_pair"] == pytest.approx(3e-8)
@@ -102,6 +125,7 @@ def test_counting(tmp_path):
     full, pruned = json.loads(numbers.read_text())["rows"]
     assert set(full) >= META and set(pruned) >= META
     assert full["flops_share"] == 1 and 0 < pruned["flops_share"] < 0.3
+    assert full["square_tensors"] > 0 == pruned["square_tensors"]
     assert (full["sequence_length"], pruned["layer"], pruned["retention"]) == (6305, 1, 0.1)
 
 
