@@ -54,7 +54,7 @@ from .rewrite.attention_masks import replace_masks
 from .rewrite.early_gather import hoist
 from .rewrite.finalize import finalize
 from .rewrite.lazy_queries import query_module
-from .rewrite.segment_mask import emit_segment_mask
+from .rewrite.segment_mask import emit_segment_mask, steered_formulas
 from .rewrite.selection import Tokens, emit_selection, tried
 from .rewrite.shrink import Shrinker
 from .token_dim.plan import least_tokens
@@ -337,6 +337,7 @@ def _emit_tokens(context: PassContext, shrinker: Shrinker) -> tuple[Tokens, Node
     segment = None
     if steering is not None:
         segment = emit_segment_mask(emit, context.decoder, first.cut.layer, frame, steering)
+        context.formulas |= steered_formulas(context.decoder, first.cut.layer, context.formulas, segment)
     with emit.before(shrinker.insertion_point()):
         kinds = token_kinds(context.is_padding)
         tokens = Tokens(*emit(kinds, is_visual, frame, *context.shows_padding, results=5))

@@ -79,6 +79,16 @@ class MaskFormula:
         """Whether a token sees all that are not after it, but for keys that none sees."""
         return mask_formula.is_causal_and_padding(self.formula)
 
+    def inside(self, segment: Node) -> MaskFormula:
+        """Return the formula of a mask that also hides other segments (``kernels.segment_attention.inside``).
+
+        ``segment`` is ``[B, S]`` int64, -1 for a token outside of all.
+        """
+        own, other = mask_formula.query_symbol(len(self.of_query)), mask_formula.key_symbol(len(self.of_key))
+        visible = sympy.And(self.formula, sympy.Or(own < 0, other < 0, sympy.Eq(own, other)))
+        of_query, of_key = (Lookup(segment, (_ROW, position)) for position in (QUERY, KEY))
+        return MaskFormula(visible, (*self.of_query, of_query), (*self.of_key, of_key))
+
     def visible(self, rows: Tensor, columns: Tensor, *tables: Tensor) -> Tensor:
         """Return the mask of queries and keys at positions ``[B, Q]`` and ``[B, K]``, ``[B, 1, Q, K]`` bool."""
         values = mask_formula.values_at(rows, columns, *self._looked_up(rows, columns, tables))

@@ -31,6 +31,9 @@ from ..token_dim.plan import Gather
 
 def replace_masks(context: PassContext) -> None:
     """Rewrite the attentions of a decoder whose tokens are pruned already."""
+    if torch.is_grad_enabled() and context.slack.buffers:
+        # A dense mask is as wide as the buffers are; nobody trains on a preallocated cache.
+        return
     writer = _Writer(context.emit, context.injection.embeddings)
     dense = set()
     for layer in context.decoder.layers:
@@ -47,12 +50,13 @@ def replace_masks(context: PassContext) -> None:
 
 def _formula_of(context: PassContext, layer: Attention, mask: Node) -> MaskFormula | None:
     """Return the formula of a layer's mask; None where the mask is not just what it was, at the layer's positions."""
-    plan, formula = context.plans.get(layer.output), context.formula_of(layer.mask)
     if layer.mask is None:
         # Made for the kept tokens of a hoisted layer, which is causal by itself.
         return CAUSAL
-    if formula is None or plan is None or not plan.stage:
-        return formula if mask is layer.mask else None
+    plan = context.plans.get(layer.output)
+    if plan is None or not plan.stage:
+        return context.formula_of(mask)
+    formula = context.formula_of(layer.mask)
     leaves = zip(flatten_args(layer.output), plan.rewrites, strict=True)
     axes = (2,) if _is_hoisted(context, layer) else (2, 3)
     (gather,) = (rewrite for leaf, rewrite in leaves if leaf is mask)

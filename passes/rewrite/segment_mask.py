@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch.fx import Node
 from ...kernels.segment_attention import inside
 from ...selectors.sharp.segments import segments
 from ...sharp_options import Segment
-from ..analysis.attention import Attention, as_sdpa
+from ..analysis.attention import Attention, as_rewritten, as_sdpa
+from ..analysis.attention_mask import MaskFormula
 from ..analysis.decoder import Decoder, find_layer_input
 from ..fx.emit import Emitter
 
@@ -44,6 +45,19 @@ def emit_segment_mask(emit: Emitter, decoder: Decoder, layer: int, frame: Node, 
             attention.masked.replace_input_with(attention.mask, masks[attention.mask])
     assert own is not None
     return own
+
+
+def steered_formulas(
+    decoder: Decoder, layer: int, formulas: Mapping[Node, MaskFormula], own: Node
+) -> dict[Node, MaskFormula]:
+    """Return the formulas of the masks that ``emit_segment_mask`` made, of those whose own mask had one."""
+    found = {}
+    for attention in decoder.layers[: layer + 1]:
+        if attention is not None and attention.mask is not None and attention.mask in formulas:
+            mask = as_rewritten(attention.output.graph, attention).mask
+            assert mask is not None
+            found[mask] = formulas[attention.mask].inside(own)
+    return found
 
 
 def _segments(segment: Segment) -> Callable[[Tensor, Tensor], Tensor]:
