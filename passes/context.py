@@ -61,6 +61,7 @@ class PassContext:
 
         stages: rewrite: the kept tokens after each cut.
         lengths: rewrite: by the names of a report; numbers, or the nodes of symbolic ones.
+        dense_masks: rewrite: how many layers read a mask of all pairs still.
         aux_outputs: rewrite: what the graph returns beside its own results, by name.
         text_check: rewrite: see ``PruneResult``.
     """
@@ -91,6 +92,7 @@ class PassContext:
 
     stages: list[Stage] = field(init=False)
     lengths: dict[str, int | Node] = field(init=False)
+    dense_masks: int = field(init=False)
     aux_outputs: dict[str, Node] = field(init=False)
     text_check: TextCheck = field(init=False)
 
@@ -137,6 +139,7 @@ class PruneResult:
         states: the places of those that are hidden states ``[B, S', C]`` after the last cut.
         positions: the places of those that are kept positions, which caches hold.
         least: the fewest tokens that may be left of a row.
+        dense_masks: how many decoder layers read a mask of all pairs still.
     """
 
     module: GraphModule
@@ -151,6 +154,7 @@ class PruneResult:
     states: tuple[int, ...]
     positions: tuple[int, ...]
     least: int
+    dense_masks: int
 
 
 AUX_OUTPUT = "aux_output"

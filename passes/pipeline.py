@@ -220,7 +220,7 @@ def rewrite(context: PassContext) -> None:
                 hoisted.finish(emit, chosen.positions)
     shrinker.finish()
     context.stages = shrinker.stages
-    replace_masks(context)
+    context.dense_masks = replace_masks(context)
     context.text_check = text_check(example_value(context.injection.embeddings))
     if context.text_check == "late":
         _spoil_rows(emit, context.stages[-1].hidden, text, length)

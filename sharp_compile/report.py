@@ -68,6 +68,8 @@ class GraphReport:
             and all else for the kept ones; None where it is not shortened.
         distinct_layers: how many layers of the graph have code of their own, those of a tower in it too: the others are
             calls of an equal one (``reuse_layers``); None where it is not shortened.
+        dense_masks: how many decoder layers read a mask of all pairs of tokens still, since it is not understood, or is
+            one of an attention that is written out, or of flex_attention; None where it is not shortened.
         passes_s: seconds that our passes took for it; None where it is not shortened.
         num_layers: how many decoder layers the graph has; None where none were looked for.
         sequence_length: S, a number or the text of a symbolic length; likewise the next three.
@@ -103,6 +105,7 @@ class GraphReport:
     segment: Tensor | None = None
     flops: tuple[int | None, int | None] | None = None
     distinct_layers: int | None = None
+    dense_masks: int | None = None
     check: Check | None = None
 
     def __repr__(self) -> str:

@@ -29,23 +29,35 @@ from ..fx.nodes import ancestors, flatten_args, writes_into_first
 from ..token_dim.plan import Gather
 
 
-def replace_masks(context: PassContext) -> None:
-    """Rewrite the attentions of a decoder whose tokens are pruned already."""
-    if torch.is_grad_enabled() and context.slack.buffers:
-        # A dense mask is as wide as the buffers are; nobody trains on a preallocated cache.
-        return
+def replace_masks(context: PassContext) -> int:
+    """Rewrite the attentions of a decoder whose tokens are pruned already.
+
+    Returns:
+        How many of its layers read a mask of all pairs still.
+    """
     writer = _Writer(context.emit, context.injection.embeddings)
-    dense = set()
-    for layer in context.decoder.layers:
-        if layer is None or layer.output in context.flex:
-            continue
-        given = as_sdpa(layer.output)
-        if given is not None and given.get("attn_mask") is not None and not given.get("dropout_p"):
-            formula = _formula_of(context, layer, given["attn_mask"])
-            if formula is not None:
-                dense |= {layer.mask, given["attn_mask"]}
-                writer.write(layer.output, given, formula, *_positions(context, layer))
-    _erase_unused(context.graph, dense - {None}, context.plans)
+    layers = [layer for layer in context.decoder.layers if layer is not None]
+    unread: set[Node] = set()
+    dense = 0
+    for layer in layers:
+        given = as_sdpa(layer.output) or {"attn_mask": layer.mask}
+        mask = given.get("attn_mask")
+        formula = _formula_of(context, layer, mask) if mask is not None and _may_be_replaced(context, layer) else None
+        dense += mask is not None and formula is None
+        if formula is not None:
+            unread |= {each for each in (layer.mask, mask) if each is not None}
+            writer.write(layer.output, given, formula, *_positions(context, layer))
+    _erase_unused(context.graph, unread, context.plans)
+    return dense
+
+
+def _may_be_replaced(context: PassContext, layer: Attention) -> bool:
+    """Return whether a layer's attention is a fused one that can be given something else than a mask."""
+    given = as_sdpa(layer.output)
+    if given is None or given.get("dropout_p") or layer.output in context.flex:
+        return False
+    # With gradients it is given a mask, which is as wide as the buffers of a preallocated cache are.
+    return not (torch.is_grad_enabled() and context.slack.buffers)
 
 
 def _formula_of(context: PassContext, layer: Attention, mask: Node) -> MaskFormula | None:

@@ -54,6 +54,7 @@ def finalize(context: PassContext) -> PruneResult:
         states,
         positions,
         context.least,
+        context.dense_masks,
     )
 
 

@@ -37,7 +37,7 @@ def describe(graph_report: GraphReport, pruned: PruneResult, began: float, how_f
         began: when, by ``time.perf_counter``.
         how_found: where the visual tokens come from.
     """
-    graph_report.pruned = True
+    graph_report.pruned, graph_report.dense_masks = True, pruned.dense_masks
     graph_report.reason = f"{how_found}; {pruned.remark}" if pruned.remark else how_found
     graph_report.cuts, graph_report.layer = pruned.cuts, pruned.cuts[-1].layer
     graph_report.num_layers, graph_report.hoisted = pruned.num_layers, pruned.hoisted

@@ -73,8 +73,14 @@ def late(monkeypatch):
     monkeypatch.setattr(pipeline, "text_check", lambda embeddings: "never" if embeddings.shape[0] == 1 else "late")
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("selector", selector_names())
+@pytest.mark.parametrize(
+    ("selector", "rows"),
+    [
+        *((name, "padded") for name in selector_names()),
+        ("sharp", "one row"),
+        *(pytest.param(name, "one row", marks=pytest.mark.slow) for name in selector_names() if name != "sharp"),
+    ],
+)
 def test_no_rule_waits(selector, rows, no_wait, late):
     inputs = {"pad": [0, 3], "rows": 2} if rows == "padded" else {}
     inputs = toy_inputs(**inputs)

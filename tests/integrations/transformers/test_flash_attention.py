@@ -65,7 +65,10 @@ def test_the_language_model_is_switched_and_said_once(name):
         sharp_compile.compile(model, inner="eager")
 
 
-@pytest.mark.parametrize("architecture", ["llava_onevision", "qwen2_vl", "chameleon"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["qwen2_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llava_onevision", "chameleon"))],
+)
 def test_a_switched_model_is_pruned(architecture):
     model, options = shared_model(architecture, layers=3), {"inner": "eager", "retention": 0.25}
     inputs = ALL_ARCHITECTURES[architecture].inputs(model)
@@ -80,7 +83,7 @@ def test_a_switched_model_is_pruned(architecture):
 
 
 @pytest.mark.parametrize("compile_model", ["keep", "module"])
-@pytest.mark.parametrize("architecture", ["llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize("architecture", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_a_model_that_is_not_switched_says_why_it_is_not_pruned(architecture, compile_model):
     model = loaded_with(STAND_IN, architecture)
     inputs = ALL_ARCHITECTURES[architecture].inputs(model)

@@ -119,8 +119,13 @@ class Looking(Interpreter):
         return self.held[node]
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("form", MADE)
+@pytest.mark.parametrize(
+    ("form", "dynamic"),
+    [
+        *((form, False) for form in MADE),
+        *(pytest.param(form, True, marks=[] if form.startswith("blocks") else pytest.mark.slow) for form in MADE),
+    ],
+)
 def test_formula_gives_the_mask(form, dynamic):
     table = SAMPLES if form in ("packed", "remapped") else BLOCKS
     inputs = padding(), table.clone()

@@ -49,8 +49,10 @@ def calls(recorder, target):
     ]
 
 
-@pytest.mark.parametrize("layer", [FlashLayer, BehindTokens])
-@pytest.mark.parametrize("selector", ["sharp", "fastv", "feather", "uniform"])
+@pytest.mark.parametrize("layer", [FlashLayer, pytest.param(BehindTokens, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "selector", ["sharp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastv", "feather", "uniform"))]
+)
 @pytest.mark.parametrize("hoist", [True, False])
 def test_pruned_equals_the_eager_model_pruned_by_hand(layer, selector, hoist):
     model, inputs = toy(layer), toy_inputs(rows=2)
@@ -188,7 +190,7 @@ class PackedToy(Toy):
         return self.head(hidden), keys
 
 
-@pytest.mark.parametrize("selector", ["sharp", "fastv", "uniform"])
+@pytest.mark.parametrize("selector", ["sharp", pytest.param("fastv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hoist", [True, False])
 def test_packed_samples(selector, hoist):
     """One row of two samples: pruned they are still two, by a dense mask; the layers before have the operator."""

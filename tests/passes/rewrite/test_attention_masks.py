@@ -92,7 +92,14 @@ def test_with_gradients_masks_are_made_where_they_are_read():
     assert masks and all(not node.meta["example_value"].is_floating_point() for node in masks)
 
 
-@pytest.mark.parametrize("selector", ["sharp", "fastv", "feather", "sparsevlm", "visiondrop", "framefusion"])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "sharp",
+        "visiondrop",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastv", "feather", "sparsevlm", "framefusion")),
+    ],
+)
 def test_no_rule_reads_a_mask_of_all_pairs(selector):
     architecture, model, recorder = ALL_ARCHITECTURES["llava_onevision"], shared_model("llava_onevision"), Recorder()
     inputs = architecture.inputs(model, batch=2, pad=[0, 3])
