@@ -101,7 +101,10 @@ def _is_under_a_formula(event: FunctionEvent | None) -> bool:
 
 
 def _path(name: str, device: str, attending: Mapping[str, int], layers: int) -> Verdict:
-    """Judge whether the flash kernel ran for all layers but the one at the cut, whose kept queries see all keys."""
+    """Judge whether the flash kernel ran for all layers but the one at the cut, whose kept queries see all keys.
+
+    A CPU has one operator for masks of all pairs too: there it is the peak of memory that shows them.
+    """
     flash = sum(count for kernel, count in attending.items() if _FLASH[device].search(kernel))
     ran = ", ".join(f"{kernel} {count}x" for kernel, count in attending.items()) or "no kernel of attention"
     told = f"{flash} attentions of {layers} layers by a flash kernel, all but the cut's are due: {ran}"

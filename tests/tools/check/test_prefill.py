@@ -93,6 +93,6 @@ def test_the_plan_of_a_cpu_has_what_peaks_are_compared_with():
     rows = [row(each.visual_tokens, each.mask, 1) for each in plan("cpu").rounds]
     names = [each.name for number in range(len(rows)) for each in compared(rows[: number + 1])]
     assert [name.rpartition(", ")[2] for name in names] == [
-        "with a mask beside none",
         "with a mask beside that of 1,568",
+        "with a mask beside none",
     ]
