@@ -2,7 +2,7 @@
 
 Each has its own way of bringing a video into the decoder: features in place of placeholders (LLaVA-OneVision),
 positions on three axes (Qwen2.5-VL), features that are added again after layers (Qwen3-VL), frames between text
-(InternVL). A batch has two rows, one of which is padded.
+(InternVL). A batch has two rows, one of which is padded. One of them also says that it was loaded with FlashAttention.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +65,13 @@ class Tiny:
 def check(device: str, part: int = 0, parts: int = 1) -> Iterator[Verdict]:
     """Yield two verdicts for each family: ``forward`` with FastV's rule, and ``generate`` with the default one.
 
+    For one of them there is a third: the language model says that it was loaded with FlashAttention.
+
     Of the families it takes every one of ``parts``, from number ``part`` on.
     """
     torch.backends.cudnn.allow_tf32 = False  # the convolutions of towers would be rounded
     for name, build in list(FAMILIES.items())[part::parts]:
-        for call in (_forward, _generate):
+        for called, call in (_CALLS | _FURTHER_CALLS.get(name, {})).items():
             start = time.perf_counter()
             torch._dynamo.reset()
             sharp_compile.reset()
@@ -77,7 +80,6 @@ def check(device: str, part: int = 0, parts: int = 1) -> Iterator[Verdict]:
                     right, told = call(*_model_and_inputs(build(), device), device)
             except Exception as error:  # whatever a compiler or a driver raises
                 right, told = False, f"{type(error).__name__}: {brief(error)}"
-            called = call.__name__.removeprefix("_")
             yield Verdict("families", f"{name}, {called}", right, told, time.perf_counter() - start)
 
 
@@ -89,14 +91,33 @@ def _forward(model: Any, inputs: dict[str, Tensor], device: str) -> tuple[bool, 
     fast = _compiled(model, device, selector="fastv")
     actual = fast(**inputs).logits
     layer, kept, _ = _cut()
-    visual, real = _is_visual(inputs), inputs["attention_mask"].bool()
-    wrong = _wrongly_chosen(attentions[layer].mean(1)[:, -1], visual, real, kept)
-    if wrong:
-        return False, wrong
+    wrong = _wrongly_chosen(attentions[layer].mean(1)[:, -1], _is_visual(inputs), inputs["attention_mask"].bool(), kept)
+    return (False, wrong) if wrong else _same_at_kept(actual, model, inputs, device)
+
+
+def _same_at_kept(actual: Tensor, model: Any, inputs: dict[str, Tensor], device: str) -> tuple[bool, str]:
+    """Compare the logits of a pruned call with those of the model pruned by hand."""
+    layer, kept, _ = _cut()
+    visual, real = _is_visual(inputs), at(inputs["attention_mask"].bool(), 1, kept)
     with pruned_by_hand(model.model.language_model.layers[layer + 1 :], kept, visual.shape[1]):
         expected = model(**inputs).logits
-    real = at(real, 1, kept)
     return _same(actual[real], at(expected, 1, kept)[real], device, kept, visual)
+
+
+def _switched(model: Any, inputs: dict[str, Tensor], device: str) -> tuple[bool, str]:
+    """Compare one call of a model that was loaded with FlashAttention: it is switched to SDPA, and says so."""
+    fast = copy.deepcopy(model)
+    config = fast.get_decoder().config
+    config._attn_implementation = "flash_attention_2"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sharp_compile.compile(fast, **_options(device))
+    if config._attn_implementation != "sdpa":
+        return False, f"the language model stays with {config._attn_implementation}"
+    if not any("is switched to SDPA" in str(each.message) for each in caught):
+        return False, "no warning says that it was switched to SDPA"
+    right, told = _same_at_kept(fast(**inputs).logits, model, inputs, device)
+    return right, f"switched to SDPA; {told}"
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], device: str) -> tuple[bool, str]:
@@ -125,10 +146,13 @@ def _scores_on_a_cpu(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 def _compiled(model: Any, device: str, **options: Any) -> Any:
     """Return the pruned model."""
     fast = copy.deepcopy(model)
-    # A CPU takes longer to compile tiny models than for all else, and no kernel of ours is in what it compiles.
-    inner = {"inner": "eager"} if device == "cpu" else {}
-    fast.compile(backend="sharp", options={"retention": _RETENTION, "layer": _LAYER, **inner, **options})
+    fast.compile(backend="sharp", options=_options(device) | options)
     return fast
+
+
+def _options(device: str) -> dict[str, Any]:
+    # A CPU takes longer to compile tiny models than for all else, and no kernel of ours is in what it compiles.
+    return {"retention": _RETENTION, "layer": _LAYER, **({"inner": "eager"} if device == "cpu" else {})}
 
 
 def _cut() -> tuple[int, Tensor, Tensor]:
@@ -291,3 +315,5 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Qwen3-VL": _qwen3_vl,
     "InternVL": _internvl,
 }
+_CALLS = {"forward": _forward, "generate": _generate}
+_FURTHER_CALLS = {"LLaVA-OneVision": {"loaded with FlashAttention": _switched}}

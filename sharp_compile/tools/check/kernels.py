@@ -1,4 +1,4 @@
-"""Every Triton kernel, and on a CPU the form that runs there instead, against its definition.
+"""Every Triton kernel, on a CPU the form that runs there instead, and attention without a mask, against definitions.
 
 Inputs are drawn on the CPU, where the definition runs, and moved to the device for the kernel. Sizes are odd, rows are
 ragged, strides are not those of new tensors. On a CPU the Triton kernels are interpreted, on small tiles.
@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
+import sympy
 import torch
 from torch import Tensor
 
+from sharp_compile.kernels import causal_attention, mask_formula, masked_attention
 from sharp_compile.kernels.attention_column_sums import aten
 from sharp_compile.kernels.attention_column_sums import reference as column_sums_reference
 from sharp_compile.kernels.greedy_cosine_dedup import blocked
@@ -28,12 +30,26 @@ from .rows import Verdict
 Case = Callable[[torch.dtype], tuple[Tensor, Tensor]]
 """Given the type of its inputs, returns what a kernel gave and what is right, both on the CPU."""
 
-_TOLERANCE = 1e-4
-"""Sums of exponentials in float32, in another order than the definition's: far above what was seen, a few 1e-7, and
-far below what a wrong factor or a lost row makes. Selected and copied numbers have to be the same to the bit."""
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+"""By the type of what comes out, shares of its largest number. Float32: sums of exponentials, in another order than
+the definition's: far above what was seen, a few 1e-7, and far below what a wrong factor or a lost row makes. The others
+round weights and sums to 11 and to 8 bits. Selected and copied numbers have to be the same to the bit."""
 
 _NUMPY_IS_NEWER = "only 0-dimensional arrays can be converted to Python scalars"
 """What Triton 3.6's interpreter fails with from numpy 2.5 on, at each ``if`` of a kernel."""
+
+
+_SLACK, _SCALE, _WINDOW, _HIDDEN = 5, 0.3, 40, 20
+_IN_A_BLOCK = sympy.And(
+    sympy.Eq(mask_formula.query_symbol(0), mask_formula.key_symbol(0)), sympy.Ge(mask_formula.query_symbol(0), 0)
+)
+_IS_REAL = sympy.Ne(mask_formula.key_symbol(0), 0)
+_FORMULAS = {
+    "window": sympy.And(mask_formula.CAUSAL, sympy.Gt(mask_formula.KEY, mask_formula.QUERY - _WINDOW), _IS_REAL),
+    "kept": sympy.And(mask_formula.CAUSAL, _IS_REAL),
+    "blocks": sympy.Or(mask_formula.CAUSAL, _IN_A_BLOCK),
+}
+"""What ``masked_attention`` is told; blocks are those of images in Gemma."""
 
 
 def check(device: str) -> Iterator[Verdict]:
@@ -43,7 +59,10 @@ def check(device: str) -> Iterator[Verdict]:
     else:
         yield from _verdicts(_triton_cases(device), _dtypes(device), "" if device == "cuda" else " (interpreted)")
     if device == "cpu":
-        yield from _verdicts(_plain_cases(), (torch.float32, torch.bfloat16), " (plain PyTorch)")
+        cases = _plain_cases() | _attention_cases(device)
+        yield from _verdicts(cases, (torch.float32, torch.bfloat16), " (plain PyTorch)")
+    else:
+        yield from _verdicts(_attention_cases(device), _dtypes(device), "")
 
 
 def _dtypes(device: str) -> tuple[torch.dtype, ...]:
@@ -69,8 +88,11 @@ def _compare(cases: dict[str, Case], dtype: torch.dtype) -> tuple[bool | None, s
             if _NUMPY_IS_NEWER in str(error):
                 return None, "this numpy is newer than Triton's interpreter, which can't branch with it"
             return False, f"{name}: {type(error).__name__}: {brief(error)}"
+        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+            made, right = (f"{each.dtype} of {list(each.shape)}" for each in (actual, expected))
+            return False, f"{name}: {made} instead of {right}"
         off = _error(actual, expected)
-        if not off <= (_TOLERANCE if expected.is_floating_point() else 0):
+        if not off <= _TOLERANCES.get(expected.dtype, 0):
             return False, f"{name}: off by {off:.1e} of the largest number" if off < 1e9 else f"{name}: not finite"
         worst = max(worst, off)
     return True, f"{len(cases)} cases, " + (f"off by {worst:.0e} at most" if worst else "the same to the bit")
@@ -82,6 +104,7 @@ def _error(actual: Tensor, expected: Tensor) -> float:
         return (actual != expected).float().mean().item()
     if not expected.is_floating_point():  # the bits of what was copied
         return float(not actual.equal(expected))
+    actual, expected = actual.float(), expected.float()
     largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return ((actual - expected).abs().max() / largest).nan_to_num(torch.inf, torch.inf).item()
 
@@ -190,3 +213,84 @@ def _gather_cases(kernel: Callable[..., list[Tensor]], device: str) -> dict[str,
 
 def _bits(tensors: list[Any]) -> Tensor:
     return torch.cat([each.cpu().contiguous().flatten().view(torch.int16) for each in tensors])
+
+
+def _attention_cases(device: str) -> dict[str, dict[str, Case]]:
+    return {"causal_attention": _causal_cases(device), "masked_attention": _masked_cases(device)}
+
+
+def _causal_cases(device: str) -> dict[str, Case]:
+    """Sizes are B, H, Hkv, S, D. What padding gets is not compared, the cache is longer than the sequence."""
+
+    def case(sizes: tuple[int, ...], padding: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        *_, length, _ = sizes
+        query, key, value = _drawn(sizes, length, length + _SLACK, dtype)
+        visible = torch.ones(len(query), length, dtype=torch.bool)
+        places = {"front": slice(100), "behind": slice(-100, None), "between": slice(50, 150), "none": slice(0)}
+        visible[-1, places[padding]] = False
+        order = torch.ones(length, length, dtype=torch.bool).tril()
+        expected = _attention(query, key, value, order & visible[:, None, None], _SCALE)
+        moved = (each.to(device) for each in (query, key, value, visible))
+        actual = causal_attention.causal_attention(*moved, _SCALE).cpu()
+        return actual.transpose(1, 2)[visible], expected.transpose(1, 2)[visible]
+
+    return {
+        "padding in front, 7 query heads a key head": partial(case, (2, 7, 1, 301, 64), "front"),
+        "padding behind, 14 heads of 128": partial(case, (3, 14, 2, 301, 128), "behind"),
+        "padding between, heads of 64": partial(case, (2, 2, 2, 513, 64), "between"),
+        "no padding, 4 heads of 128": partial(case, (2, 4, 2, 301, 128), "none"),
+    }
+
+
+def _masked_cases(device: str) -> dict[str, Case]:
+    """Sizes are B, H, Hkv, S, D. The first keys of the last row are padding, and its first queries see nothing."""
+
+    def case(sizes: tuple[int, ...], kind: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        batch, *_, length, _ = sizes
+        columns = torch.arange(length).expand(batch, -1)
+        rows = columns[:, 2::3] if kind == "kept" else columns
+        query, key, value = _drawn(sizes, rows.shape[1], length + _SLACK, dtype)
+        real = torch.ones(batch, length, dtype=torch.bool)
+        real[-1, :_HIDDEN] = False
+        block = ((columns - _HIDDEN) // 64).where((columns - _HIDDEN) % 64 < 48, -1)
+        of_query, of_key = {"blocks": ([block], [block])}.get(kind, ([], [real]))
+        q, k = rows[:, :, None], columns[:, None]
+        visible = {
+            "window": (k <= q) & (k > q - _WINDOW) & real[:, None],
+            "kept": (k <= q) & real[:, None],
+            "blocks": (k <= columns[:, :, None]) | ((block[:, None] == block[:, :, None]) & (block[:, :, None] >= 0)),
+        }[kind]
+        expected = _attention(query, key, value, visible[:, None], None)
+        tensors = [each.to(device) for each in (query, key, value, rows, columns)]
+        known = [[each.to(device) for each in of] for of in (of_query, of_key)]
+        actual = masked_attention.masked_attention(*tensors, *known, mask_formula.write(_FORMULAS[kind]), None)
+        return actual.cpu(), expected
+
+    return {
+        "a window of 40, heads of 64": partial(case, (2, 6, 2, 301, 64), "window"),
+        "a third of the rows against all keys, 7 query heads a key head": partial(case, (2, 7, 1, 901, 128), "kept"),
+        "blocks that see all of themselves": partial(case, (2, 4, 4, 301, 64), "blocks"),
+    }
+
+
+def _drawn(sizes: tuple[int, ...], rows: int, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value, in memory a token after the other."""
+    batch, heads, kv_heads, _, width = sizes
+    generator = torch.Generator().manual_seed(sum(sizes))
+    query, key, value = (
+        torch.randn(batch, tokens, count, width, generator=generator).to(dtype).transpose(1, 2)
+        for tokens, count in ((rows, heads), (keys, kv_heads), (keys, kv_heads))
+    )
+    return query, key, value
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float | None) -> Tensor:
+    """Return attention by its definition, computed in float32; a query that sees nothing gets zeros.
+
+    ``visible`` is ``[B or 1, 1, S, L]``; keys after L are no one's.
+    """
+    share, length = query.shape[1] // key.shape[1], visible.shape[-1]
+    key, value = (each[:, :, :length].float().repeat_interleave(share, 1) for each in (key, value))
+    products = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    weights = products.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)
+    return (weights @ value).to(query.dtype)

@@ -65,7 +65,13 @@ def plan(device: str) -> Plan:
     """
     if device == "cpu":
         setup = Setup(SHAPES[_LLAVA_ONEVISION_7B].scaled(256), 4, torch.float32)
-        return Plan(_LLAVA_ONEVISION_7B, setup, (Round(1568, True, (*_UNPRUNED, _SHARP_10)),), 3)
+        # The last two tell how the peak grows; a mask of all pairs of a shorter prompt would not be its peak.
+        small = (
+            Round(1568, True, (*_UNPRUNED, _SHARP_10)),
+            Round(3136, True, (_SHARP_10,)),
+            Round(3136, False, (_SHARP_10,)),
+        )
+        return Plan(_LLAVA_ONEVISION_7B, setup, small, 3)
     fits = torch.cuda.get_device_properties(0).total_memory > _MEMORY_OF_7B
     model = _LLAVA_ONEVISION_7B if fits else "llava-onevision-0.5b"
     setup = Setup(SHAPES[model], SHAPES[model].num_hidden_layers, torch.bfloat16)

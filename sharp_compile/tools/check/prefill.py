@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from sharp_compile.tools.bench.measure import peak_bytes
 from sharp_compile.tools.timing import interleave
 from sharp_compile.tools.weight_sharing import weight_sharing_copy
 
-from . import scoring, trace
+from . import peaks, scoring, trace
 from .plan import LAYER, Round, Way, plan
 from .rows import Counted, Fact, Prefill, Result, Verdict
 
@@ -40,6 +41,8 @@ def count(device: str) -> Iterator[Result]:
 def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
     """Yield the times of all ways, a round at a time; after the first, where its pruned prefill spends its time.
 
+    Of what is pruned: whether a call waits for the device, and whether its peak is right beside those before it.
+
     Args:
         device: ``cuda`` or ``cpu``.
         seconds: the time that there is: a way is left out if what has been compiled so far took longer than what is
@@ -51,7 +54,7 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
     shape, dtype = what.setup.shape, str(what.setup.dtype).removeprefix("torch.")
     yield Fact("prefill", f"{what.model}, {what.setup.layers} layers of width {shape.hidden_size}, {dtype}")
     model = build(what.setup, device)
-    longest = 0.0
+    longest, measured = 0.0, list[Prefill]()
     for number, each in enumerate(what.rounds):
         torch._dynamo.reset()
         given = inputs(replace(what.setup, mask=each.mask), each.visual_tokens, device)
@@ -68,11 +71,17 @@ def measure(device: str, seconds: float, file: Path | None) -> Iterator[Result]:
                 yield verdict
             if verdict is None or verdict.right:
                 calls[way] = call
-        yield from _told("times", _timed(each, calls, what.repeats))
+                if way.retention is not None:
+                    yield _waits(each, way, call, device)
+        for row in _told("times", _timed(each, calls, what.repeats)):
+            yield row
+            if isinstance(row, Prefill):
+                measured.append(row)
+                yield from peaks.compared(measured)
         if number == 0:
             for way, call in calls.items():
                 if way.retention is not None:
-                    yield from _told("profile", trace.profiled(way, each.visual_tokens, call, file))
+                    yield from _told("profile", trace.profiled(way, each.visual_tokens, what.setup.layers, call, file))
             embeddings = given["embeddings"]
             assert embeddings is not None
             yield from _told("scoring", scoring.scoring(device, what, embeddings.shape[1]))
@@ -127,9 +136,29 @@ def _tried(each: Round, way: Way, call: Call) -> Verdict | None:
     return None
 
 
-def _verdict(each: Round, way: Way, right: bool | None, told: str) -> Verdict:
+def _waits(each: Round, way: Way, call: Call, device: str) -> Verdict:
+    """Judge whether a call that is compiled waits for the device, as torch itself sees it."""
+    what = "no synchronisation: "
+    if device == "cpu":
+        return _verdict(each, way, None, "a CPU is no device to wait for", what)
+    try:
+        call()  # what is replayed is recorded now
+        torch.cuda.set_sync_debug_mode("error")
+        call()
+    except torch.OutOfMemoryError:
+        return _verdict(each, way, None, "out of memory", what)
+    except Exception as error:  # whatever a compiler or a driver raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {brief(error)} ({place.filename}:{place.lineno}: {place.line})"
+        return _verdict(each, way, False, told, what)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return _verdict(each, way, True, "one call in torch's mode that makes it an error", what)
+
+
+def _verdict(each: Round, way: Way, right: bool | None, told: str, what: str = "") -> Verdict:
     mask = "with" if each.mask else "without"
-    return Verdict("prefill", f"{way.in_words}, {each.visual_tokens:,} tokens, {mask} a mask", right, told)
+    return Verdict("prefill", f"{what}{way.in_words}, {each.visual_tokens:,} tokens, {mask} a mask", right, told)
 
 
 def _timed(each: Round, calls: Mapping[Way, Call], repeats: int) -> Iterator[Prefill]:

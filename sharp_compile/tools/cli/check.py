@@ -24,9 +24,10 @@ def check(
 ) -> None:
     """Check that all is right on this machine, and measure what it brings there.
 
-    Every Triton kernel against its definition; tiny models of four families, pruned, against the stock eager model that
-    is pruned by hand; then the prefill of a decoder with random weights: on a GPU that of LLaVA-OneVision-7B, on a CPU
-    a small one of its proportions. Works offline. The exit code is 1 if anything is wrong.
+    Every Triton kernel, and attention without a mask, against definitions; tiny models of four families, pruned,
+    against the stock eager model that is pruned by hand; then the prefill of a decoder with random weights: on a GPU
+    that of LLaVA-OneVision-7B, on a CPU a small one of its proportions; which kernels attend there, whether a call
+    waits for the device, and how its peak of memory grows. Works offline. The exit code is 1 if anything is wrong.
     """
     if device not in (None, "cuda", "cpu"):
         fail(f"--device {device}: must be cuda or cpu")

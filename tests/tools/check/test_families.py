@@ -26,9 +26,49 @@ def check(monkeypatch, name):
     [name if name == "InternVL" else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES],
 )
 def test_right(monkeypatch, name):
-    forward, generate = check(monkeypatch, name)
+    forward, generate, *further = check(monkeypatch, name)
     assert (forward.name, generate.name) == (f"{name}, forward", f"{name}, generate")
     assert (forward.right, generate.right) == (True, True)
+    assert [each.name for each in further] == [f"{name}, {call}" for call in families._FURTHER_CALLS.get(name, {})]
+    assert all(each.right for each in further)
+
+
+@pytest.fixture
+def switched(monkeypatch):
+    """The verdict on the model that says that it was loaded with FlashAttention."""
+    monkeypatch.setattr(families, "_CALLS", {})
+    return lambda: next(check(monkeypatch, "LLaVA-OneVision"))
+
+
+def test_loaded_with_flash_attention(switched):
+    found = switched()
+    assert found.name == "LLaVA-OneVision, loaded with FlashAttention"
+    assert found.right is True, found.told
+    assert found.told.startswith("switched to SDPA; 77 -> ")
+
+
+def test_one_that_is_not_switched_is_wrong(switched, monkeypatch):
+    monkeypatch.setattr("sharp_compile.integrations.transformers.flash_attention._flash_name", lambda model: None)
+    found = switched()
+    assert (found.right, found.told) == (False, "the language model stays with flash_attention_2")
+
+
+def test_one_that_is_switched_and_does_not_say_so_is_wrong(switched, monkeypatch):
+    monkeypatch.setattr(
+        "sharp_compile.integrations.transformers.flash_attention.warnings",
+        type("Quiet", (), {"warn": lambda *a, **k: 0}),
+    )
+    found = switched()
+    assert (found.right, found.told) == (False, "no warning says that it was switched to SDPA")
+
+
+def test_one_that_is_switched_and_wrong(switched, monkeypatch):
+    monkeypatch.setattr(
+        families, "pruned_by_hand", lambda layers, kept, length: pruned_by_hand(layers[1:], kept, length)
+    )
+    found = switched()
+    assert found.right is False
+    assert found.told.startswith("switched to SDPA; 77 -> ")
 
 
 def test_wrong_scores(monkeypatch):
