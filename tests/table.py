@@ -31,8 +31,8 @@ error, since its decoder would count copies. The caches of Unlimited-OCR keep to
 declined. PI0 is declined in `forward`, and its `sample_actions` never reaches the compiled call. DiffusionGemma was not
 run.
 
-No layer keeps a mask of all pairs of tokens where a call makes its masks itself, in no call with a dynamic cache, but
-for four architectures: Kosmos-2 adds a mask of its own to the scores, HY-V4-VL writes out its attention with sinks, and
+With a dynamic cache or none, no layer of what is pruned keeps a mask of all pairs of tokens, but in four architectures
+(`report.dense_masks`): Kosmos-2 adds a mask of its own to the scores, HY-V4-VL writes out its attention with sinks, and
 a sparse indexer marks each query's best keys in that of Mistral Large 4 and in half of the layers of dots3 note. With a
 static cache `generate` makes the masks of a padded batch in front of the call, for every model.
 
