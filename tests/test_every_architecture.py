@@ -56,8 +56,8 @@ DECLINED = {
     ("hy_v4_vl", "static cache", "padded"): r"preallocated \(static\) one",
     ("mistral_large4", "static cache", "padded"): r"preallocated \(static\) one",
 }
-# These keep masks of all pairs of tokens: one that is added to the scores, attention with sinks that is written out, and
-# masks of each query's best keys.
+# These keep masks of all pairs of tokens: one that is added to the scores, attention with sinks that is written out,
+# and masks of each query's best keys.
 KEEPS_MASKS = ("kosmos-2", "hy_v4_vl", "mistral_large4", "dots3_note")
 # Visual features are injected by code that Dynamo runs eagerly, so only `sharp_compile.compile` can tell where.
 INJECT_EAGERLY = ("granite4_vision", "molmo2", "ovis2", "phi4_multimodal")
