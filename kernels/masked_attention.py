@@ -47,7 +47,11 @@ def masked_attention(
     Returns:
         ``[B, H, Sq, Dv]``, of the type of ``query``. A query that sees no key gets zeros.
     """
-    visible, grouped = mask_formula.read(formula), key.shape[1] != query.shape[1]
+    visible, share = mask_formula.read(formula), query.shape[1] // key.shape[1]
+    if share > 1 and query.is_cuda:
+        # The kernel of a GPU that takes a mask knows no shared heads: all scores of a chunk would be stored.
+        key, value = (each.repeat_interleave(share, dim=1) for each in (key, value))
+    grouped = key.shape[1] != query.shape[1]
     output = like_output(query, value)
     for chunk, seen in _chunks(visible, rows, columns):
         values = mask_formula.values_at(

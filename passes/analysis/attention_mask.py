@@ -179,9 +179,12 @@ class _Reader:
     def _step(self, node: Node) -> _Elements:
         """Read one node, whose inputs are read."""
         rule = _RULES.get(_name(node))
-        if rule is None:
+        if rule is None or node.op not in ("call_function", "call_method"):
             raise _NotUnderstood(node)
-        return rule(self, node, *node.args, **node.kwargs)
+        try:
+            return rule(self, node, *node.args, **node.kwargs)
+        except TypeError as error:  # arguments that the rule does not know
+            raise _NotUnderstood(node) from error
 
     def symbol(self) -> sympy.Symbol:
         return sympy.Symbol(f"place_{next(self.names)}", integer=True, nonnegative=True)
@@ -204,7 +207,8 @@ class _Reader:
     def entry(self, table: Node, places: list[Any]) -> Any:
         """Return an entry of a table, as a condition where it is one."""
         value = example_tensor(table)
-        if value is None or is_vmapped(value) or value.is_floating_point() or value.is_complex():
+        # Arithmetic of smaller types wraps, which a formula does not know.
+        if value is None or is_vmapped(value) or value.dtype not in (torch.bool, torch.int32, torch.int64):
             raise _NotUnderstood(table)
         if sum(expression(size) != 1 for size in value.shape) > 2:
             raise _NotUnderstood(table)
@@ -303,14 +307,15 @@ def _constant(reader: _Reader, node: Node, like: Any, *shape: Any, **options: An
 
 
 def _pointwise(function: Callable[..., Any]) -> _Rule:
-    def rule(reader: _Reader, node: Node, *arguments: Any, **options: Any) -> _Elements:
-        if options:
-            raise _NotUnderstood(node)
+    """Return the rule of an operator on conditions, or on numbers, where ``function`` is none of logic."""
+    of_conditions = function in (sympy.And, sympy.Or, sympy.Not)
+
+    def rule(reader: _Reader, node: Node, *arguments: Any) -> _Elements:
         given, axes = _together(reader, *arguments)
-        try:
-            return _Elements(function(*given), axes)
-        except TypeError as error:  # a number where a condition is wanted, or the other way round
-            raise _NotUnderstood(node) from error
+        # A symbol could be either: here it is a number.
+        if any(isinstance(each, sympy.Expr) == of_conditions for each in given):
+            raise _NotUnderstood(node)
+        return _Elements(function(*given), axes)
 
     return rule
 
