@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ...kernels import causal_attention, masked_attention  # noqa: F401 (they register operators)
 from ..errors import UnsupportedOp
 from ..fx.nodes import ancestors, arguments, example_tensor
 from .sinks import SOFTMAX, find_sinks, is_over_last
@@ -242,7 +243,22 @@ class _Eager(AttentionOp):
         return Attention(query, key, mask, scale, output, causal=False, masked=masked, sinks=sinks)
 
 
-for _form in (_Fused(), _Flex(), _Eager()):
+class _WithoutMask(AttentionOp):
+    """The operators of ours that stand in a pruned graph, where masks were (``rewrite.attention_masks``)."""
+
+    targets = (
+        torch.ops.sharp_compile.causal_attention.default,
+        torch.ops.sharp_compile.masked_attention.default,
+    )
+
+    def match(self, node: Node) -> Attention | None:
+        if node.op != "call_function" or node.target not in self.targets:
+            return None
+        query, key, *_, scale = arguments(node)
+        return Attention(query, key, None, scale, node, causal=True, masked=node)
+
+
+for _form in (_Fused(), _Flex(), _Eager(), _WithoutMask()):
     register_attention(_form)
 
 
