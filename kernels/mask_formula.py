@@ -51,12 +51,12 @@ def parts(formula: Boolean) -> tuple[Boolean, ...]:
 
 def is_causal(formula: Boolean) -> bool:
     """Return whether no query sees a key after it, by a condition of its own."""
-    return any(part.canonical == CAUSAL.canonical for part in parts(formula) if part.is_Relational)
+    return any(_is_order(part) for part in parts(formula))
 
 
 def window(formula: Boolean) -> int | None:
     """Return how many positions a query sees at most, up to and with its own; None where no condition says so."""
-    found = [int(back.subs(QUERY, 0)) for part in parts(formula) if (back := _back(part)) is not None]
+    found = [int(back) for part in parts(formula) if (back := _back(part)) is not None]
     return min(found) if found else None
 
 
@@ -78,9 +78,11 @@ def visible_keys(formula: Boolean) -> Boolean:
 
 def is_causal_and_padding(formula: Boolean) -> bool:
     """Return whether a query sees what is not after it, and nothing else is said but by conditions on a key alone."""
-    return is_causal(formula) and all(
-        _is_of_key(part) or (part.is_Relational and part.canonical == CAUSAL.canonical) for part in parts(formula)
-    )
+    return is_causal(formula) and all(_is_of_key(part) or _is_order(part) for part in parts(formula))
+
+
+def _is_order(part: Boolean) -> bool:
+    return bool(part.is_Relational and part.canonical == CAUSAL.canonical)
 
 
 def _is_of_key(part: Boolean) -> bool:
@@ -145,5 +147,3 @@ _OPERATORS: dict[Any, Any] = {
     sympy.Ne: lambda a, b: a != b,
 }
 _OPERATORS_OF_ONE: dict[Any, Any] = {sympy.Not: lambda a: ~a, sympy.Abs: abs}
-UNDERSTOOD = frozenset({*_OPERATORS, *_OPERATORS_OF_ONE})
-"""The functions of which formulas are made."""

@@ -235,9 +235,8 @@ def _mask_formulas(context: PassContext) -> dict[Node, MaskFormula]:
     """Return what the masks of a decoder were made from, of those that are understood."""
     length = expression(example_value(context.injection.embeddings).shape[1])
     padded = {expression(size) for size in context.slack.padded_lengths}
-    masks = dict.fromkeys(layer.mask for layer in context.decoder.layers if layer is not None)
     found = {}
-    for mask in (context.mask, *masks):
+    for mask in dict.fromkeys((context.mask, *(layer.mask for layer in context.decoder.layers if layer is not None))):
         if mask is None or (formula := read_mask(mask, context.slack.counts)) is None:
             continue
         rows, columns = (expression(size) for size in example_value(mask).shape[-2:])

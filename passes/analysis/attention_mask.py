@@ -26,9 +26,11 @@ from torch.utils._sympy.functions import FloorDiv
 
 from ...kernels import mask_formula
 from ...kernels.mask_formula import KEY, QUERY
-from ..fx.nodes import ancestors, example_tensor, is_vmapped
+from ..fx.nodes import ancestors, example_tensor, is_vmapped, name_of
 from ..fx.sizes import expression
 
+# Arithmetic of smaller types wraps, which a formula does not know.
+_EXACT = (torch.bool, torch.int32, torch.int64)
 _ROW = sympy.Symbol("row", integer=True, nonnegative=True)
 
 
@@ -207,8 +209,7 @@ class _Reader:
     def entry(self, table: Node, places: list[Any]) -> Any:
         """Return an entry of a table, as a condition where it is one."""
         value = example_tensor(table)
-        # Arithmetic of smaller types wraps, which a formula does not know.
-        if value is None or is_vmapped(value) or value.dtype not in (torch.bool, torch.int32, torch.int64):
+        if value is None or is_vmapped(value) or value.dtype not in _EXACT:
             raise _NotUnderstood(table)
         if sum(expression(size) != 1 for size in value.shape) > 2:
             raise _NotUnderstood(table)
@@ -261,7 +262,7 @@ def _name(node: Node) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket.__name__)
-    name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
+    name = name_of(node)
     if name.startswith("__") and name.endswith("__"):
         return name.strip("_")
     return name.removesuffix("_") if getattr(operator, name, None) is target else name
@@ -292,7 +293,7 @@ def _arange(reader: _Reader, node: Node, *bounds: Any, **options: Any) -> _Eleme
     if len(bounds) > 2 or not isinstance(start, int) or not {"start", "end", "step"}.isdisjoint(options):
         raise _NotUnderstood(node)
     value = example_tensor(node)
-    if value is None or value.is_floating_point():
+    if value is None or value.dtype not in _EXACT:
         raise _NotUnderstood(node)
     place = reader.symbol()
     return _Elements(place + start, (place,))
@@ -343,7 +344,7 @@ def _as_it_is(reader: _Reader, node: Node, given: Any, *_: Any, **options: Any) 
     before, after = example_tensor(given), example_tensor(node)
     if before is None or after is None or (before.dtype == torch.bool) != (after.dtype == torch.bool):
         raise _NotUnderstood(node)
-    if after.is_floating_point():
+    if after.dtype not in _EXACT:
         raise _NotUnderstood(node)
     return reader.elements(given)
 

@@ -199,6 +199,9 @@ NOT_UNDERSTOOD = {
     ],
     "bits": lambda mask, table: (torch.arange(LENGTH)[None, :] & torch.arange(LENGTH)[:, None] == 0)[None, None],
     "inverted bits": lambda mask, table: (~torch.arange(LENGTH)[None, :] <= torch.arange(LENGTH)[:, None])[None, None],
+    "small counts": lambda mask, table: (torch.arange(LENGTH)[None, :].to(torch.int8) <= torch.arange(LENGTH)[:, None])[
+        None, None
+    ],
     "small types": lambda mask, table: mask.to(torch.uint8)[:, None, None] - 1 <= torch.arange(LENGTH)[:, None],
     "additive": lambda mask, table: torch.where(
         (torch.arange(LENGTH)[None, :] <= torch.arange(LENGTH)[:, None])[None, None], 0.0, -1e9
