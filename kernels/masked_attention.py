@@ -72,16 +72,21 @@ def masked_attention(
 
 def _chunks(visible: sympy.Basic, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield chunks of the queries, each with the keys that they may see."""
-    bounds = [*range(0, rows.shape[1], _CHUNK), rows.shape[1]]
+    bounds, looks = [*range(0, rows.shape[1], _CHUNK), rows.shape[1]], _reads_at_once(rows)
     for start, end in itertools.pairwise(bounds):
         first, last = 0, columns.shape[1]
-        if rows.device.type == "cpu" and mask_formula.is_causal(visible):
+        if looks and mask_formula.is_causal(visible):
             ends = torch.searchsorted(columns.contiguous(), rows[:, end - 1 : end].contiguous(), right=True)
             last = max(int(ends.max()), 1)
-        if rows.device.type == "cpu" and (window := mask_formula.window(visible)) is not None:
+        if looks and (window := mask_formula.window(visible)) is not None:
             begins = torch.searchsorted(columns.contiguous(), (rows[:, start : start + 1] - window + 1).contiguous())
             first = min(int(begins.min()), last - 1)
         yield slice(start, end), slice(first, last)
+
+
+def _reads_at_once(positions: Tensor) -> bool:
+    """Return whether the host has the values of a tensor without a wait."""
+    return positions.device.type == "cpu"
 
 
 def like_output(query: Tensor, value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def test_a_graph_that_runs_again_is_one_of_the_last():
     assert first.kept is not None and others[0].kept is None
 
 
-def test_a_report_holds_what_the_graph_returned(monkeypatch):
+def test_a_report_holds_what_the_graph_returned():
     """No copy is made in a call, but where the next run writes into the same memory."""
     made = []
 
@@ -41,9 +41,9 @@ def test_a_report_holds_what_the_graph_returned(monkeypatch):
         return run
 
     for cudagraphs in (False, True):
-        monkeypatch.setattr(torch._inductor.config.triton, "cudagraphs", cudagraphs)
         torch._dynamo.reset()
         sharp_compile.reset()
-        torch.compile(Toy(), backend="sharp", options={"inner": inner})(**toy_inputs())
+        with torch._inductor.config.patch("triton.cudagraphs", cudagraphs):
+            torch.compile(Toy(), backend="sharp", options={"inner": inner})(**toy_inputs())
         kept = sharp_compile.reports()[-1].kept
         assert any(kept is value for value in made[-1]) != cudagraphs
