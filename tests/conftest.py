@@ -1,5 +1,6 @@
 """What every test starts from: nothing compiled, nothing reported."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import settings
 import sharp_compile
 from tests.rotation import seed
 from tests.table import write_table
+
+# Tracing makes millions of objects that live for long; by default they are all looked through again and again.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 # The models of the tests are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)

@@ -47,6 +47,7 @@ def test_each_tells_its_arguments(script, monkeypatch, capsys):
     assert "usage" in capsys.readouterr().out.lower()
 
 
+@pytest.mark.slow
 def test_the_graphs_are_drawn(tmp_path):
     script = ROOT / "examples" / "draw_graphs.py"
     subprocess.run([sys.executable, script, tmp_path / "graphs.png"], check=True, capture_output=True)

@@ -306,8 +306,10 @@ def test_bad_options_are_value_errors_where_torch_hands_them_over_late(options, 
 
 @pytest.mark.parametrize(
     "given",
-    [{"mode": "reduce-overhead"}, {"options": {"inductor": {"triton.cudagraphs": True}}}],
-    ids=["mode", "option"],
+    [
+        pytest.param({"mode": "reduce-overhead"}, id="mode"),
+        pytest.param({"options": {"inductor": {"triton.cudagraphs": True}}}, id="option", marks=pytest.mark.slow),
+    ],
 )
 def test_graphs_for_cudagraphs_are_pruned(given):
     model = Toy()

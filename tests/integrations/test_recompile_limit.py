@@ -35,7 +35,11 @@ def length(result):
 
 
 @pytest.mark.parametrize(
-    "how", ["torch.compile", "model.compile", pytest.param("sharp_compile.compile", marks=pytest.mark.slow)]
+    "how",
+    [
+        "model.compile",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("torch.compile", "sharp_compile.compile")),
+    ],
 )
 def test_a_sweep_of_settings_on_one_model(how):
     model, inputs, lengths = Toy(), toy_inputs(), []

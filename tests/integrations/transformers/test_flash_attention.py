@@ -82,7 +82,7 @@ def test_a_switched_model_is_pruned(architecture):
     assert_close(actual, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("compile_model", ["keep", "module"])
+@pytest.mark.parametrize("compile_model", ["keep", pytest.param("module", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("architecture", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_a_model_that_is_not_switched_says_why_it_is_not_pruned(architecture, compile_model):
     model = loaded_with(STAND_IN, architecture)
@@ -123,7 +123,7 @@ def test_disabled_nothing_is_switched():
     assert implementations(model)[1] == STAND_IN
 
 
-@pytest.mark.parametrize("architecture", ["llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize("architecture", ["llava_onevision", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_operators_that_stand_whole_in_the_graph_are_pruned(architecture):
     model, options = shared_model(architecture, layers=3), {"inner": "eager", "retention": 0.25}
     inputs = ALL_ARCHITECTURES[architecture].inputs(model)

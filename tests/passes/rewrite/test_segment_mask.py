@@ -52,8 +52,8 @@ def masked_by_hand(model, layer, visible):
     [
         ("llava_onevision", {}, "sdpa"),
         ("llava_onevision", {"batch": 2, "pad": [0, 3]}, "eager"),
-        ("qwen2_vl", {"batch": 2, "pad": [0, 3]}, "sdpa"),
-        ("internvl", {}, "eager"),
+        pytest.param("qwen2_vl", {"batch": 2, "pad": [0, 3]}, "sdpa", marks=pytest.mark.slow),
+        pytest.param("internvl", {}, "eager", marks=pytest.mark.slow),
     ],
 )
 def test_stock_models(name, rows, attention, room_for_many_graphs):
