@@ -1,6 +1,7 @@
 """What every test starts from: nothing compiled, nothing reported."""
 
 import gc
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def room_for_many_graphs():
     """
     with torch._dynamo.config.patch(recompile_limit=64):
         yield
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torchvision") and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs torchvision")
 
 
 def pytest_addoption(parser):

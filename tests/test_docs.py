@@ -29,10 +29,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # These are run apart: `tests/test_extending.py`.
 EXTENDING = [*(ROOT / "docs" / "extending").glob("*.md")]
 
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="transformers' video processors need torchvision"
-)
-
 
 def blocks(page, language):
     """The code of a page in one language, each with the number of its first line."""
@@ -92,7 +88,7 @@ def eagerly(inner):
     return lookup_backend("eager" if inner == "inductor" else inner)
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python") and page.parent != EXTENDING], ids=name_of
 )
@@ -156,7 +152,7 @@ def local_commands():
                 yield pytest.param(command, id=f"{name_of(page)}:{line} {command}", marks=marks)
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.parametrize("command", [*local_commands()])
 def test_every_command_runs(command, checkpoint, tmp_path):
     """As a reader types it, one after the other, beside a model and a video of their own."""

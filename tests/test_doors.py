@@ -56,7 +56,7 @@ def adapted(model):
     return wrapper, copy.deepcopy(wrapper).merge_and_unload()
 
 
-@pytest.mark.parametrize("call", [forward, generate])
+@pytest.mark.parametrize("call", [generate, pytest.param(forward, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "door", ["in place", *(pytest.param(door, marks=pytest.mark.slow) for door in ("by function", "inside"))]
 )
@@ -92,7 +92,7 @@ def one_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "door", ["in place", "wrapped", *(pytest.param(door, marks=pytest.mark.slow) for door in ("by function", "inside"))]
+    "door", ["in place", *(pytest.param(door, marks=pytest.mark.slow) for door in ("wrapped", "by function", "inside"))]
 )
 def test_distributed_data_parallel(model, inputs, door, one_process):
     """Of a decoder in several graphs the later ones would get fewer tokens than they were compiled for."""

@@ -13,11 +13,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="processors of transformers need torchvision"
-)
-
-
 @pytest.fixture
 def shown(capsys):
     """Runs a script in this process; returns what it prints."""
@@ -54,7 +49,7 @@ def test_the_graphs_are_drawn(tmp_path):
     assert (tmp_path / "graphs.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_pipeline_answers_right(shown):
     text = shown("answer_with_pipeline")
     answers = re.findall(r"\? (\S+) \(right: (\S+)\)", text)
@@ -62,7 +57,7 @@ def test_a_pipeline_answers_right(shown):
     assert "262 -> 31 tokens after layer 1" in text
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_all_parts_of_a_prompt_share_what_is_kept(shown):
     text = shown("mix_videos_and_images", "--retention", "0.25")
     counts = {name: (int(kept), int(all_)) for name, kept, all_ in re.findall(r"(.*): (\d+) of (\d+) tokens", text)}
@@ -81,6 +76,7 @@ def test_a_chat_goes_on_on_a_short_cache(shown):
     assert re.search(first, full).group(1) == re.search(first, pruned).group(1) == "green"
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_while_tokens_are_dropped(shown):
     pytest.importorskip("peft")
     text = shown("finetune_adapter", "--steps", "6")
@@ -91,6 +87,7 @@ def test_an_adapter_learns_while_tokens_are_dropped(shown):
     assert "263 -> 32 tokens after layer 1" in text
 
 
+@pytest.mark.slow
 def test_programs_answer_where_transformers_is_not_loaded(shown):
     text = shown("export_program", "--format", "export", "--questions", "2")
     assert "loaded of transformers and sharp_compile: neither" in text
@@ -106,6 +103,7 @@ def test_a_quantised_model_answers_pruned(shown):
     assert "the same answer to 4 of 4 questions" in text
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_is_compared(shown):
     text = shown("write_selector", "--questions", "10", "--world", "sparse")
     shares = {name: int(share) for name, share in re.findall(r"^(\w+) +(\d+)%", text, re.MULTILINE)}

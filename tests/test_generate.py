@@ -131,7 +131,7 @@ def test_rows_with_videos_of_different_lengths(name, subtests):
             compare(model, fast, ARCHITECTURES[name].inputs(model, **arguments))
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "internvl"])
+@pytest.mark.parametrize("name", ["internvl", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_a_row_with_too_much_text_runs_unpruned_or_is_an_error(name):
     """The second row has hardly a video: what would have to be dropped is text."""
     model, fast = prepare(name)

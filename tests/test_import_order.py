@@ -65,6 +65,7 @@ def test_any_order(order, expected):
     assert lengths == oracle.cache_lengths(expected.past_key_values)
 
 
+@pytest.mark.slow
 def test_a_model_whose_file_is_loaded_last():
     """What a model's own module needs is done to those that are loaded after the backend, too."""
     code = (

@@ -37,7 +37,7 @@ from tests.support import (
     with_padding_moved,
 )
 
-FEW, ALL = 4, 500
+FEW, ALL = 3, 500
 # Of the few of seed 0, what no pass means to prune: declining more would be no error otherwise.
 DECLINED = {4}
 NEW = 2

@@ -1,21 +1,16 @@
 """torchvision beside a torch that its compiled part doesn't fit, in a fresh process each time."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
-
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
-)
 
 
 def run(program):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.parametrize(
     "before",
     [

@@ -75,6 +75,7 @@ def test_a_row_of_too_much_text_ends_the_program(model):
         program(**mixed)
 
 
+@pytest.mark.slow
 def test_other_arguments_are_fixed(model):
     inputs = inputs_of(NAME, 12)
     program = sharp_compile.export(model, retention=RETENTION, logits_to_keep=1, **inputs)

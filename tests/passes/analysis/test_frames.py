@@ -68,7 +68,10 @@ def test_pictures_show_frames(closing, dynamic):
 # A bare forward of Qwen2-VL injects in one graph and decodes in another; Qwen2.5-VL shares its positions.
 @pytest.mark.parametrize(
     "name, how",
-    [("qwen2_vl", "forward"), pytest.param("qwen2_vl", "generate", marks=pytest.mark.slow), ("internvl", "forward")],
+    [
+        *(pytest.param("qwen2_vl", how, marks=pytest.mark.slow) for how in ("forward", "generate")),
+        ("internvl", "forward"),
+    ],
 )
 def test_models_that_show_frames(name, how, room_for_many_graphs):
     model = deepcopy(shared_model(name, layers=4))

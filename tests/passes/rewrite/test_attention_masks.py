@@ -12,6 +12,7 @@ from tests.architectures import ALL_ARCHITECTURES, shared_model
 from tests.graphs import Recorder
 from tests.support import assert_same_logits, forward
 
+OTHER_SELECTORS = ("visiondrop", "fastv", "feather", "sparsevlm", "framefusion")
 OURS = ("sharp_compile.causal_attention", "sharp_compile.masked_attention")
 
 
@@ -96,8 +97,7 @@ def test_with_gradients_masks_are_made_where_they_are_read():
     "selector",
     [
         "sharp",
-        "visiondrop",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastv", "feather", "sparsevlm", "framefusion")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_SELECTORS),
     ],
 )
 def test_no_rule_reads_a_mask_of_all_pairs(selector):

@@ -77,7 +77,7 @@ def test_stock_models(name, rows, attention, room_for_many_graphs):
     assert_same_cache(actual.past_key_values, expected.past_key_values, inputs)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [True, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_mask_steers_only_the_layers_before_the_cut(dynamic):
     """A segment of all frames changes nothing, and one of a single frame changes layer 1, whose mask is on too."""
     model = Toy()

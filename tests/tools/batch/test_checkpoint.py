@@ -18,6 +18,8 @@ if importlib.util.find_spec("torchvision") is None:
 
 from sharp_compile.tools.demo import models
 
+pytestmark = pytest.mark.torchvision
+
 WORDS = ("--frames", "2", "--inner", "eager", "--max-new-tokens", "3", "--question", "Who?")
 
 

@@ -173,7 +173,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_answer_and_double_none(star
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="checkpoints need torchvision")
+@pytest.mark.torchvision
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(start, tmp_path):
     (tmp_path / "videos" / "a.mp4").touch()
     (tmp_path / "none").mkdir()

@@ -47,7 +47,9 @@ def test_a_cut_is_counted_by_the_formula(hoist):
     assert counted.kv_bytes == 2 * kv * 4 * (2 * LENGTH + 8 * short)
 
 
-@pytest.mark.parametrize("options", [None, {"stages": [(0, 0.5), (2, 0.1)], "selector": "fastv"}])
+@pytest.mark.parametrize(
+    "options", [None, pytest.param({"stages": [(0, 0.5), (2, 0.1)], "selector": "fastv"}, marks=pytest.mark.slow)]
+)
 def test_layers_that_were_not_traced_are_like_those_that_were(options):
     setup = Setup(SHAPE, 9, torch.bfloat16)
     counted = account(setup, VISUAL, options)

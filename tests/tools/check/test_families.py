@@ -62,6 +62,7 @@ def test_one_that_is_switched_and_does_not_say_so_is_wrong(switched, monkeypatch
     assert (found.right, found.told) == (False, "no warning says that it was switched to SDPA")
 
 
+@pytest.mark.slow
 def test_one_that_is_switched_and_wrong(switched, monkeypatch):
     monkeypatch.setattr(
         families, "pruned_by_hand", lambda layers, kept, length: pruned_by_hand(layers[1:], kept, length)

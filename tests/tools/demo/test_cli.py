@@ -10,10 +10,6 @@ from typer.testing import CliRunner
 
 from sharp_compile.tools import cli
 
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="transformers' video processors need torchvision"
-)
-
 
 def run(*arguments):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
@@ -68,7 +64,7 @@ def test_counts_are_at_least_one(option):
     assert run("demo", option, 0).exit_code == 2
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_missing_video_and_a_missing_checkpoint_are_named(tmp_path):
     for option, name in (("--video", "none.mp4"), ("--model", "none")):
         path = tmp_path / name
@@ -78,14 +74,14 @@ def test_a_missing_video_and_a_missing_checkpoint_are_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     result = run("demo", "--model", tmp_path, "--output", tmp_path / "a.png")
     assert result.exit_code == 2
     assert f"error: {tmp_path}: no checkpoint of a video model" in result.stderr
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_machine_without_a_compiler_is_told_so_at_once(tmp_path):
     from torch._inductor import config
 
@@ -102,7 +98,7 @@ def smaller(monkeypatch):
     monkeypatch.setitem(models.DECODER, "num_hidden_layers", 4)
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path, smaller):
     picture, numbers = tmp_path / "a.png", tmp_path / "a.json"
@@ -127,7 +123,7 @@ def test_the_whole_demo(tmp_path, smaller):
         assert image.format == "PNG" and image.width > 1000
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.slow
 def test_a_checkpoint_in_a_folder(tmp_path, smaller):
     from sharp_compile.tools.demo import models
@@ -149,7 +145,7 @@ def test_a_checkpoint_in_a_folder(tmp_path, smaller):
     assert rows[2]["pruned_length"] < rows[2]["sequence_length"]
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 @pytest.mark.slow
 def test_a_checkpoint_answers_in_full_and_pruned(tmp_path):
     """The shipped model can be asked like any other: its processor resizes, and the question is one that it reads."""

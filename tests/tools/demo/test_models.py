@@ -12,6 +12,8 @@ if importlib.util.find_spec("torchvision") is None:
 
 from sharp_compile.tools.demo import models
 
+pytestmark = pytest.mark.torchvision
+
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch):

@@ -1,6 +1,5 @@
 """Inputs are those that the processor of transformers makes."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +20,7 @@ def test_all_words_are_known():
     assert tokenizer.convert_tokens_to_ids(list(VOCABULARY)) == list(range(len(VOCABULARY)))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the processor needs torchvision")
+@pytest.mark.torchvision
 def test_inputs_are_those_of_the_processor():
     from transformers import AutoProcessor
 

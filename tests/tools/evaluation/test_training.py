@@ -1,6 +1,5 @@
 """The training script makes a model that loads and is asked as those of the package."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from sharp_compile.tools.evaluation.score import grade
 SCRIPT = Path(__file__).parents[3] / "examples" / "train_video_model.py"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the processor needs torchvision")
+@pytest.mark.torchvision
 def test_a_few_steps(tmp_path):
     arguments = [sys.executable, SCRIPT, tmp_path / "model", "--seed", "3", "--share", "0.001"]
     subprocess.run(arguments, check=True, capture_output=True)

@@ -1,16 +1,11 @@
 """`sharp-compile explain`, from its options to its files."""
 
-import importlib.util
 import json
 
 import pytest
 from typer.testing import CliRunner
 
 from sharp_compile.tools import cli
-
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="transformers' video processors need torchvision"
-)
 
 
 def run(*arguments):
@@ -32,6 +27,7 @@ def test_the_small_trained_model(tmp_path):
     assert text.count("data:image/jpeg") == 16
 
 
+@pytest.mark.slow
 def test_what_can_not_be_pruned_is_a_page_too(tmp_path):
     page = tmp_path / "a.html"
     result = run("--output", page, "--layer", 5)
@@ -56,7 +52,7 @@ def test_bad_options_are_refused_before_anything_runs(arguments, message):
     assert result.stderr.startswith("error: ") and message in result.stderr
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_checkpoint_in_a_folder(tmp_path, monkeypatch):
     from sharp_compile.tools.demo import models
 
@@ -71,7 +67,7 @@ def test_a_checkpoint_in_a_folder(tmp_path, monkeypatch):
     assert page.read_text().count("data:image/jpeg") == 1, "two frames become one grid of tokens"
 
 
-@needs_torchvision
+@pytest.mark.torchvision
 def test_a_missing_checkpoint_is_named(tmp_path):
     result = run("--model", tmp_path / "none", "--output", tmp_path / "a.html")
     assert result.exit_code == 2
