@@ -31,10 +31,11 @@ error, since its decoder would count copies. The caches of Unlimited-OCR keep to
 declined. PI0 is declined in `forward`, and its `sample_actions` never reaches the compiled call. DiffusionGemma was not
 run.
 
-With a dynamic cache or none, no layer of what is pruned keeps a mask of all pairs of tokens, but in four architectures
-(`report.dense_masks`): Kosmos-2 adds a mask of its own to the scores, HY-V4-VL writes out its attention with sinks, and
-a sparse indexer marks each query's best keys in that of Mistral Large 4 and in half of the layers of dots3 note. With a
-static cache `generate` makes the masks of a padded batch in front of the call, for every model.
+With a dynamic cache or none, no layer of what is pruned keeps a mask of all pairs of tokens, but in five architectures
+(`report.dense_masks`): Kosmos-2 adds a mask of its own to the scores, GOT-OCR 2 writes out its attention and HY-V4-VL
+its own with sinks, and a sparse indexer marks each query's best keys in that of Mistral Large 4 and in half of the
+layers of dots3 note. With a static cache `generate` makes the masks of a padded batch in front of the call, for every
+model.
 
 This page is written by `pytest -m "slow or not slow" tests/test_every_architecture.py --table docs/architectures.md`;
 without `--table` the same tests compare what comes out with it.
