@@ -72,13 +72,15 @@ def masked_attention(
 
 def _chunks(visible: sympy.Basic, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield chunks of the queries, each with the keys that they may see."""
-    bounds, looks = [*range(0, rows.shape[1], _CHUNK), rows.shape[1]], _reads_at_once(rows)
+    bounds = [*range(0, rows.shape[1], _CHUNK), rows.shape[1]]
+    looks = _reads_at_once(rows)
+    is_causal, window = looks and mask_formula.is_causal(visible), mask_formula.window(visible) if looks else None
     for start, end in itertools.pairwise(bounds):
         first, last = 0, columns.shape[1]
-        if looks and mask_formula.is_causal(visible):
+        if is_causal:
             ends = torch.searchsorted(columns.contiguous(), rows[:, end - 1 : end].contiguous(), right=True)
             last = max(int(ends.max()), 1)
-        if looks and (window := mask_formula.window(visible)) is not None:
+        if window is not None:
             begins = torch.searchsorted(columns.contiguous(), (rows[:, start : start + 1] - window + 1).contiguous())
             first = min(int(begins.min()), last - 1)
         yield slice(start, end), slice(first, last)

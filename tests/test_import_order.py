@@ -20,7 +20,7 @@ LOADS = {
 CASE = {"layer": 1, "selector": "uniform", "retention": 0.25}
 # Padding makes use of all that is changed in transformers for decoding: masks, caches, attention functions.
 INPUTS = {"batch": 2, "pad": [3, 0]}
-# Two orders that differ for transformers in each way to load the backend, and transformers between two of ours.
+# transformers between two of ours; `test_a_model_whose_file_is_loaded_last` has it after the backend.
 QUICK = [("transformers", "backend", "module", "package")]
 
 CODE = """
@@ -65,7 +65,6 @@ def test_any_order(order, expected):
     assert lengths == oracle.cache_lengths(expected.past_key_values)
 
 
-@pytest.mark.slow
 def test_a_model_whose_file_is_loaded_last():
     """What a model's own module needs is done to those that are loaded after the backend, too."""
     code = (

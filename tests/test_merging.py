@@ -137,7 +137,7 @@ def test_generate(name, cache, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen2_5_vl", pytest.param("llava_onevision", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_other_lengths_after_the_first(name):
     """One graph that injects and decodes, and two that are linked."""
     model, copy, _ = prepare(name)
@@ -147,7 +147,7 @@ def test_other_lengths_after_the_first(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llava_onevision", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_by_inductor(name):
     model, copy, inputs = prepare(name, **PADDED)
     check_forward(name, model, compiled(copy, pairs, CUT, inner="inductor"), inputs, pairs_by_hand, CUT)

@@ -79,7 +79,6 @@ def test_a_second_process_needs_no_dynamo(tmp_path):
     assert (third["found"], fourth["found"]) == (0, 1)
 
 
-@pytest.mark.slow
 def test_what_another_backend_compiled_is_not_taken(tmp_path):
     assert run(tmp_path, "eager")["length"] == 26
     assert run(tmp_path)["length"] == 11
@@ -102,8 +101,7 @@ def test_several_rows(tmp_path):
     assert (first["length"], first["sum"]) == (second["length"], second["sum"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("given_by", ["function", "name"])
+@pytest.mark.parametrize("given_by", ["function", pytest.param("name", marks=pytest.mark.slow)])
 def test_a_function_of_the_users_is_compiled_anew(tmp_path, given_by):
     first, second = run(tmp_path, selector=given_by), run(tmp_path, selector=given_by)
     assert second["found"] == 0 < second["frames"]

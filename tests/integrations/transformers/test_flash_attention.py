@@ -101,7 +101,6 @@ def test_a_model_that_is_not_switched_says_why_it_is_not_pruned(architecture, co
     assert_close(actual, expected, **TOLERANCE)
 
 
-@pytest.mark.slow
 def test_it_is_an_error_where_that_was_asked_for():
     model = loaded_with(STAND_IN)
     model.compile(backend="sharp", options={"inner": "eager", "on_skip": "raise"})
