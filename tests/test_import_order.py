@@ -20,7 +20,7 @@ LOADS = {
 CASE = {"layer": 1, "selector": "uniform", "retention": 0.25}
 # Padding makes use of all that is changed in transformers for decoding: masks, caches, attention functions.
 INPUTS = {"batch": 2, "pad": [3, 0]}
-# transformers between two of ours; `test_a_model_whose_file_is_loaded_last` has it after the backend.
+# transformers first; in `test_a_model_whose_file_is_loaded_last` a model comes after the backend.
 QUICK = [("transformers", "backend", "module", "package")]
 
 CODE = """
